@@ -1,0 +1,8 @@
+"""Dynamic Memory Fusion itself; needs torch only."""
+
+from dmf_plugins.core.config import DMFConfig
+from dmf_plugins.core.fusion import DynamicMemoryFusion
+from dmf_plugins.registry import Registry
+from dmf_plugins.core.weighting import WEIGHTINGS, Window
+
+__all__ = ["WEIGHTINGS", "DMFConfig", "DynamicMemoryFusion", "Registry", "Window"]

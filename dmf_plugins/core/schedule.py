@@ -1,0 +1,22 @@
+"""Decay of the auxiliary loss (Eq. 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def auxiliary_factor(step: Tensor, gamma0: float, decay_rate: float, decay_interval: int) -> Tensor:
+    """``gamma(t) = gamma0 * exp(-decay_rate * t)`` with ``t`` the completed decay intervals (Eq. 2).
+
+    Args:
+        step: 0-d integer tensor, recorded steps so far.
+        gamma0: initial factor.
+        decay_rate: tau in Eq. 2, per decay interval.
+        decay_interval: steps in one interval.
+
+    Returns:
+        0-d float32 tensor on the device of ``step``.
+    """
+    t = torch.div(step, decay_interval, rounding_mode="floor")
+    return gamma0 * torch.exp(-decay_rate * t.to(torch.float32))

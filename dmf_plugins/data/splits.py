@@ -1,0 +1,73 @@
+"""Seeded, stratified splits that keep groups of duplicates together."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+
+def split_cases(
+    strata: Sequence[Hashable],
+    groups: Sequence[Hashable],
+    fractions: Sequence[float] = (0.70, 0.15, 0.15),
+    seed: int = 0,
+) -> list[int]:
+    """Assign every case to a part.
+
+    Groups are dealt out whole, the large ones first, each to the part whose class counts it brings
+    closest to their targets.
+
+    Args:
+        strata: class of each case.
+        groups: group of each case; cases of one group end in one part.
+        fractions: size of each part; normalised to sum 1.
+        seed: of the shuffle that decides among equals.
+
+    Returns:
+        The part (0, 1, ...) of each case.
+
+    Raises:
+        ValueError: lengths differ, a fraction is negative, or a part of positive size stays empty.
+
+    Example:
+        >>> split_cases(["benign", "malignant"] * 50, range(100), (0.7, 0.15, 0.15), seed=0)
+    """
+    if len(strata) != len(groups):
+        raise ValueError(f"{len(strata)} strata but {len(groups)} groups; one of each a case")
+    share = np.asarray(fractions, dtype=float)
+    if share.ndim != 1 or (share < 0).any() or share.sum() <= 0:
+        raise ValueError(f"fractions must not be negative or all zero, got {list(fractions)}")
+    share = share / share.sum()
+
+    classes = {name: i for i, name in enumerate(dict.fromkeys(strata))}
+    members: dict[Hashable, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    content = np.zeros((len(members), len(classes)))
+    for row, indices in zip(content, members.values(), strict=True):
+        for index in indices:
+            row[classes[strata[index]]] += 1
+
+    total = content.sum(axis=0)
+    target = share[:, None] * total
+    filled = np.zeros_like(target)
+    parts = [-1] * len(strata)
+    shuffled = np.random.default_rng(seed).permutation(len(members))
+    order = shuffled[np.argsort(-content[shuffled].sum(axis=1), kind="stable")]
+    all_members = list(members.values())
+    for g in order:
+        after = filled + content[g] - target
+        cost = ((after**2 - (filled - target) ** 2) / total).sum(axis=1)
+        cost[share == 0] = np.inf
+        part = int(cost.argmin())
+        filled[part] += content[g]
+        for index in all_members[g]:
+            parts[index] = part
+    for part in range(len(share)):
+        if share[part] > 0 and part not in parts:
+            raise ValueError(
+                f"part {part} ({share[part]:.0%}) stays empty: {len(strata)} cases in {len(members)} "
+                "groups are too few to split"
+            )
+    return parts

@@ -1,0 +1,174 @@
+"""Cases -> the folder layout of a framework. One class a framework."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from dmf_plugins.data.readers import DatasetInfo
+from dmf_plugins.data.splits import split_cases
+from dmf_plugins.errors import UsageError
+from dmf_plugins.registry import Registry
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class WrittenCase:
+    """A converted case: ``split`` is ``train``, ``val`` or ``test``; ``group`` that of its duplicates."""
+
+    case_id: str
+    category: str
+    split: str
+    group: int
+
+
+class Writer(Protocol):
+    """Where things go in one framework's layout."""
+
+    target: Path
+
+    def check(self, overwrite: bool) -> None:
+        """Raise ``UsageError`` if writing would collide with what is there."""
+
+    def image_path(self, case: WrittenCase) -> str:
+        """Image file relative to the data set folder."""
+
+    def label_path(self, case: WrittenCase) -> str:
+        """Label file relative to the data set folder."""
+
+    def write_metadata(
+        self, folder: Path, cases: Sequence[WrittenCase], labels: dict[str, int], seed: int
+    ) -> None:
+        """Write what the framework needs besides the images, into the unfinished ``folder``."""
+
+    def publish(self, overwrite: bool) -> list[str]:
+        """Called once the folder is in place; returns sentences that say what to do next."""
+
+
+WRITERS: Registry[type] = Registry("format")
+
+
+@WRITERS.register("nnunet")
+class NnUNetWriter:
+    """nnU-Net v2: ``DatasetXXX_NAME/{imagesTr,labelsTr,imagesTs,labelsTs}`` with ``dataset.json``.
+
+    Training and validation cases go to ``imagesTr``; ``splits_final.json`` keeps them apart: fold 0
+    is the split of the manifest, folds 1-4 take their validation cases from its training part, so
+    that the five folds are a cross-validation without leakage.
+
+    Args:
+        info: the data set.
+        dataset_id: 1..999.
+        output: folder of raw data sets; None takes ``$nnUNet_raw``.
+
+    Raises:
+        UsageError: the id is out of range, or neither ``output`` nor ``nnUNet_raw`` is set.
+    """
+
+    def __init__(self, info: DatasetInfo, dataset_id: int | None, output: Path | None) -> None:
+        if dataset_id is None or not 1 <= dataset_id <= 999:
+            raise UsageError(f"--dataset-id must lie in 1..999, got {dataset_id}; for example 501")
+        if output is None:
+            if not os.environ.get("nnUNet_raw"):
+                raise UsageError(
+                    "nnUNet_raw is not set; run 'export nnUNet_raw=FOLDER' or give --output FOLDER"
+                )
+            output = Path(os.environ["nnUNet_raw"])
+        self.info = info
+        self.prefix = f"Dataset{dataset_id:03d}_"
+        self.name = self.prefix + re.sub(r"\W", "", info.title)
+        self.target = output.expanduser() / self.name
+        preprocessed = os.environ.get("nnUNet_preprocessed")
+        self.preprocessed = Path(preprocessed) / self.name if preprocessed else None
+
+    def check(self, overwrite: bool) -> None:
+        folders = [self.target.parent]
+        folders += [
+            Path(os.environ[name])
+            for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+            if os.environ.get(name)
+        ]
+        for folder in folders:
+            for other in sorted(folder.glob(f"{self.prefix}*")):
+                if other.name != self.name:
+                    raise UsageError(
+                        f"dataset id {self.prefix[7:10]} is taken by {other}; choose another --dataset-id"
+                    )
+        splits = self._live_splits()
+        if not overwrite and splits is not None and splits.exists():
+            raise UsageError(
+                f"{splits} exists, from an earlier conversion; --overwrite replaces it, or choose "
+                "another --dataset-id"
+            )
+
+    def image_path(self, case: WrittenCase) -> str:
+        return f"{'imagesTs' if case.split == 'test' else 'imagesTr'}/{case.case_id}_0000.png"
+
+    def label_path(self, case: WrittenCase) -> str:
+        return f"{'labelsTs' if case.split == 'test' else 'labelsTr'}/{case.case_id}.png"
+
+    def write_metadata(
+        self, folder: Path, cases: Sequence[WrittenCase], labels: dict[str, int], seed: int
+    ) -> None:
+        dataset = {
+            "channel_names": {"0": "ultrasound"},
+            "labels": labels,
+            "numTraining": sum(case.split != "test" for case in cases),
+            "file_ending": ".png",
+            "overwrite_image_reader_writer": "NaturalImage2DIO",
+            "name": self.info.title,
+            "reference": self.info.citation,
+            "licence": self.info.licence,
+        }
+        write_json(folder / "dataset.json", dataset)
+        write_json(folder / "splits_final.json", five_folds(cases, seed))
+
+    def publish(self, overwrite: bool) -> list[str]:
+        source = self.target / "splits_final.json"
+        live = self._live_splits()
+        number = int(self.prefix[7:10])
+        steps = []
+        if live is None:
+            steps.append(
+                "export nnUNet_preprocessed=FOLDER  # it is not set; then, so that nnU-Net uses this "
+                f"split:\nmkdir -p $nnUNet_preprocessed/{self.name} && "
+                f"cp {source} $nnUNet_preprocessed/{self.name}/"
+            )
+        else:
+            if any(live.parent.glob("*Plans*")):
+                steps.append(f"rm -r {live.parent}/*Plans*  # preprocessed from an earlier conversion")
+            live.parent.mkdir(parents=True, exist_ok=True)
+            partial = live.with_name(live.name + ".partial")
+            partial.write_bytes(source.read_bytes())
+            os.replace(partial, live)
+        steps.append(f"nnUNetv2_plan_and_preprocess -d {number} -c 2d --verify_dataset_integrity")
+        steps.append(f"nnUNetv2_train {number} 2d 0 -tr nnUNetTrainerDMF")
+        return steps
+
+    def _live_splits(self) -> Path | None:
+        return None if self.preprocessed is None else self.preprocessed / "splits_final.json"
+
+
+def five_folds(cases: Sequence[WrittenCase], seed: int) -> list[dict[str, list[str]]]:
+    """nnU-Net's ``splits_final.json``: fold 0 as split, folds 1-4 from its training part."""
+    train = [case for case in cases if case.split == "train"]
+    folds = [[case.case_id for case in cases if case.split == "val"]]
+    groups = [case.group for case in train]
+    if len(set(groups)) >= 4:
+        parts = split_cases([case.category for case in train], groups, [1, 1, 1, 1], seed)
+        folds += [[c.case_id for c, p in zip(train, parts, strict=True) if p == k] for k in range(4)]
+    everyone = sorted(case.case_id for case in cases if case.split != "test")
+    return [
+        {"train": [c for c in everyone if c not in set(val)], "val": sorted(val)} for val in folds
+    ]
+
+
+def write_json(path: Path, content: object) -> None:
+    """Indented JSON with a final newline."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

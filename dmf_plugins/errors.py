@@ -1,0 +1,21 @@
+"""Errors a user can mend. The command line prints their text without a traceback."""
+
+from __future__ import annotations
+
+
+class DMFError(Exception):
+    """Base of the errors below; ``exit_code`` is what ``dmf`` returns for it."""
+
+    exit_code = 1
+
+
+class UsageError(DMFError):
+    """An argument, option or environment variable is wrong or missing."""
+
+    exit_code = 2
+
+
+class DataError(DMFError):
+    """An input file is missing, unreadable or contradicts another."""
+
+    exit_code = 1

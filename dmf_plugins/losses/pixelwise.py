@@ -1,0 +1,74 @@
+"""Terms that average over pixels: cross-entropy (Eq. 16) and focal (Eq. 19)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmf_plugins.losses.base import LOSSES, SegmentationLoss
+from dmf_plugins.losses.statistics import SegmentationStatistics
+
+
+@LOSSES.register("ce")
+class CrossEntropyLoss(SegmentationLoss):
+    """Categorical cross-entropy, mean over labelled pixels (Eq. 16).
+
+    In sigmoid mode binary cross-entropy, mean over labelled pixels and channels. Arguments and
+    shapes: :class:`SegmentationLoss`.
+    """
+
+    def compute(self, statistics: SegmentationStatistics) -> Tensor:
+        return statistics.nll_sum / statistics.num_labelled.clamp_min(1)
+
+
+@LOSSES.register("focal")
+class FocalLoss(SegmentationLoss):
+    """Focal loss ``-alpha_c (1 - p)^gamma log p`` of the true class, mean over pixels (Eq. 19).
+
+    Lin et al., "Focal loss for dense object detection", ICCV 2017.
+
+    Args:
+        gamma: focusing exponent, at least 0.
+        alpha: balance, one number for all classes or one for each class (each channel in sigmoid
+            mode; for one sigmoid channel also ``(background, foreground)``).
+        **shared: arguments of :class:`SegmentationLoss`.
+
+    Raises:
+        ValueError: ``gamma`` or ``alpha`` is negative or not finite, or ``alpha`` has the wrong length.
+    """
+
+    def __init__(
+        self, *, gamma: float = 2.0, alpha: float | Sequence[float] = 0.25, **shared: Any
+    ) -> None:
+        super().__init__(**shared)
+        values = [float(alpha)] if isinstance(alpha, (int, float)) else [float(a) for a in alpha]
+        for name, value in [("gamma", gamma), *(("alpha", a) for a in values)]:
+            if not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name} must be finite and not negative, got {value!r}")
+        self.gamma = float(gamma)
+        self.alpha: Tensor
+        self.register_buffer("alpha", torch.tensor(values), persistent=False)
+
+    def compute(self, statistics: SegmentationStatistics) -> Tensor:
+        sums = statistics.focal_sum(self.gamma)
+        return (self._alpha_for(sums) * sums).sum() / statistics.num_labelled.clamp_min(1)
+
+    def _alpha_for(self, sums: Tensor) -> Tensor:
+        groups, classes = sums.shape[1:]
+        alpha = self.alpha.to(sums.dtype)
+        if len(alpha) == 1:
+            return alpha
+        if groups > 1 and len(alpha) == groups:
+            return alpha[:, None]
+        if groups == 1 and len(alpha) == classes:
+            return alpha
+        raise ValueError(
+            f"alpha has {len(alpha)} values, the logits {max(groups, classes)} classes"
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, alpha={self.alpha.tolist()}"

@@ -1,0 +1,9 @@
+"""Metrics on label maps."""
+
+from dmf_plugins.metrics.segmentation import (
+    SegmentationMetrics,
+    confusion_counts,
+    segmentation_metrics,
+)
+
+__all__ = ["SegmentationMetrics", "confusion_counts", "segmentation_metrics"]

@@ -1,0 +1,124 @@
+"""Hard overlap metrics (Eq. 11-15, 24) from label maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Aggregate = Literal["dataset", "image"]
+NAMES = ("dice", "iou", "precision", "recall", "f1")
+
+
+@dataclass(frozen=True)
+class SegmentationMetrics:
+    """Scores in [0, 1]; NaN where a score is undefined.
+
+    Attributes:
+        per_class: name -> ``[num_classes]``, for ``dice``, ``iou``, ``precision``, ``recall``, ``f1``.
+        lesion: name -> mean over classes 1.., the convention of the field.
+        paper: name -> mean over all classes including background, as the DMF paper reports.
+        accuracy: share of correct labelled pixels.
+        cb_dice: class-balanced Dice (Eq. 24), weights from the pixels counted.
+    """
+
+    per_class: dict[str, NDArray[np.float64]]
+    lesion: dict[str, float]
+    paper: dict[str, float]
+    accuracy: float
+    cb_dice: float
+
+
+def confusion_counts(
+    pred: ArrayLike, target: ArrayLike, num_classes: int, ignore_index: int | None = None
+) -> NDArray[np.int64]:
+    """Confusion matrix ``[num_classes, num_classes]``: rows truth, columns prediction.
+
+    Raises:
+        ValueError: shapes differ or a label lies outside ``0..num_classes-1`` and is not ignored.
+    """
+    p, t = np.asarray(pred), np.asarray(target)
+    if p.shape != t.shape:
+        raise ValueError(f"pred has shape {p.shape}, target {t.shape}; they must be equal")
+    keep = np.ones(t.shape, bool) if ignore_index is None else t != ignore_index
+    p, t = p[keep].astype(np.int64), t[keep].astype(np.int64)
+    for name, labels in (("pred", p), ("target", t)):
+        if labels.size and not (0 <= labels.min() and labels.max() < num_classes):
+            raise ValueError(
+                f"{name} holds labels {labels.min()}..{labels.max()}, expected 0..{num_classes - 1}"
+            )
+    return np.bincount(t * num_classes + p, minlength=num_classes**2).reshape(
+        num_classes, num_classes
+    )
+
+
+def segmentation_metrics(
+    pred: ArrayLike,
+    target: ArrayLike,
+    num_classes: int,
+    ignore_index: int | None = None,
+    aggregate: Aggregate = "dataset",
+) -> SegmentationMetrics:
+    """Compare predicted and true label maps.
+
+    A class absent from both truth and prediction scores NaN and is left out of means: an image
+    without a lesion that is predicted empty neither helps nor hurts. Absent from the truth but
+    predicted, it scores 0.
+
+    Args:
+        pred, target: whole-number label maps ``[N, *spatial]`` (or one ``[*spatial]`` map).
+        num_classes: classes including background 0.
+        ignore_index: label of the target pixels left out.
+        aggregate: ``dataset`` pools the counts of all images; ``image`` scores every image
+            ``pred[i]`` and averages over images, so ``pred`` needs the leading axis.
+
+    Raises:
+        ValueError: shapes differ, a label is out of range, or ``aggregate`` is unknown.
+    """
+    if aggregate == "dataset":
+        counts = [confusion_counts(pred, target, num_classes, ignore_index)]
+    elif aggregate == "image":
+        pairs = zip(np.asarray(pred), np.asarray(target), strict=True)
+        counts = [confusion_counts(p, t, num_classes, ignore_index) for p, t in pairs]
+    else:
+        raise ValueError(f"aggregate must be 'dataset' or 'image', got {aggregate!r}")
+    images = [_scores(matrix) for matrix in counts]
+    per_class = {name: _nanmean(np.stack([i[0][name] for i in images]), 0) for name in NAMES}
+    lesion, paper = (
+        {
+            name: float(_nanmean(np.array([_nanmean(i[0][name][first:], 0) for i in images]), 0))
+            for name in NAMES
+        }
+        for first in (1, 0)
+    )
+    accuracy, cb_dice = (
+        float(_nanmean(np.array([i[column] for i in images]), 0)) for column in (1, 2)
+    )
+    return SegmentationMetrics(per_class, lesion, paper, accuracy, cb_dice)
+
+
+def _scores(matrix: NDArray[np.int64]) -> tuple[dict[str, NDArray[np.float64]], float, float]:
+    """Per-class scores, accuracy and CB-Dice of one confusion matrix."""
+    hits = np.diag(matrix).astype(float)
+    true, predicted = matrix.sum(axis=1).astype(float), matrix.sum(axis=0).astype(float)
+    occurs = true + predicted > 0
+    precision, recall = (
+        np.where(occurs, hits / np.maximum(total, 1), np.nan) for total in (predicted, true)
+    )
+    dice = np.where(occurs, 2 * hits / np.maximum(true + predicted, 1), np.nan)
+    iou = np.where(occurs, hits / np.maximum(true + predicted - hits, 1), np.nan)
+    f1 = np.where(occurs, 2 * precision * recall / np.maximum(precision + recall, 1e-300), np.nan)
+    inverse = np.where(true > 0, 1 / np.maximum(true, 1), 0.0)
+    cb_dice = float(np.nansum(inverse * dice) / inverse.sum()) if true.any() else float("nan")
+    accuracy = float(hits.sum() / matrix.sum()) if matrix.any() else float("nan")
+    scores = {"dice": dice, "iou": iou, "precision": precision, "recall": recall, "f1": f1}
+    return scores, accuracy, cb_dice
+
+
+def _nanmean(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    known = ~np.isnan(values)
+    count = known.sum(axis=axis)
+    total = np.where(known, values, 0.0).sum(axis=axis)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

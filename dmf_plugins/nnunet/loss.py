@@ -1,0 +1,79 @@
+"""DMFLoss behind nnU-Net's loss contract: deep supervision, regions, ignore channel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dmf_plugins.losses.dmf import DMFLoss, Terms
+
+
+class DeepSupervisionDMFLoss(nn.Module):
+    """Combines the scales of each term first, then fuses and records once a step.
+
+    ``L_i = sum_s d_s L_(i,s)`` with the scale weights ``d_s`` nnU-Net gives its own loss, so the
+    memory holds one value a term and step. A scale of weight 0 is not computed. Without gradients
+    (validation) nothing is recorded, whatever the mode.
+
+    Args:
+        loss: the loss of one scale.
+        scale_weights: ``d_s``, the finest scale first; None for a network with one output.
+        ignore_channel: whether the last target channel marks pixels to ignore (region training).
+
+    Shape:
+        - output: logits ``[B, C, *spatial]``, or a list of them from fine to coarse
+        - target: labels ``[B, 1, *spatial]`` or regions ``[B, C (+1), *spatial]``, or a like list
+        - returns: 0-d float32
+    """
+
+    def __init__(
+        self, loss: DMFLoss, scale_weights: Sequence[float] | None, ignore_channel: bool = False
+    ) -> None:
+        super().__init__()
+        self.loss = loss
+        self.scale_weights = None if scale_weights is None else [float(w) for w in scale_weights]
+        self.ignore_channel = ignore_channel
+
+    def forward(
+        self, output: Tensor | Sequence[Tensor], target: Tensor | Sequence[Tensor]
+    ) -> Tensor:
+        """Total loss; recorded in training mode when gradients are on."""
+        if isinstance(output, Tensor):
+            output = [output]
+        if isinstance(target, Tensor):
+            target = [target]
+        weights = [1.0] if len(output) == 1 or self.scale_weights is None else self.scale_weights
+        if not len(weights) == len(output) == len(target):
+            raise ValueError(
+                f"{len(output)} outputs and {len(target)} targets for {len(weights)} scale weights"
+            )
+        scales = [
+            (weight, self._terms(*pair))
+            for weight, *pair in zip(weights, output, target, strict=True)
+            if weight != 0
+        ]
+        recording = self.loss.training
+        self.loss.train(recording and torch.is_grad_enabled())
+        try:
+            return self.loss.fuse(combine(scales))
+        finally:
+            self.loss.train(recording)
+
+    def _terms(self, output: Tensor, target: Tensor) -> Terms:
+        if not self.ignore_channel:
+            return self.loss.terms(output, target)
+        return self.loss.terms(output, target[:, :-1], mask=target[:, -1:] == 0)
+
+
+def combine(scales: Sequence[tuple[float, Terms]]) -> Terms:
+    """Weighted sum of the terms of several scales; recorded if any scale had a labelled pixel."""
+    values = torch.stack([weight * terms.values for weight, terms in scales]).sum(dim=0)
+    auxiliary = [weight * t.auxiliary for weight, t in scales if t.auxiliary is not None]
+    record = [terms.record for _, terms in scales if terms.record is not None]
+    return Terms(
+        values,
+        torch.stack(auxiliary).sum() if auxiliary else None,
+        torch.stack(record).any() if record else None,
+    )

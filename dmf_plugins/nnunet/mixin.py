@@ -1,0 +1,196 @@
+"""Everything DMF adds to an nnU-Net trainer."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from dmf_plugins.core.config import DMFConfig
+from dmf_plugins.losses.dmf import DMFLoss
+from dmf_plugins.nnunet.loss import DeepSupervisionDMFLoss
+from dmf_plugins.report.dynamics import DYNAMICS_NAME, plot_dynamics
+from dmf_plugins.report.log import LOG_NAME, DMFLog
+
+CHECKPOINT_KEY = "dmf"
+
+if TYPE_CHECKING:
+    _Base = nnUNetTrainer
+else:
+    _Base = object
+
+
+class DMFTrainerMixin(_Base):
+    """Put before any nnU-Net trainer to train with Dynamic Memory Fusion.
+
+    Override :attr:`dmf` with the options of :class:`~dmf_plugins.core.DMFConfig` and
+    :attr:`dmf_loss` with those of :class:`~dmf_plugins.losses.DMFLoss`. nnU-Net names the output
+    folder after the class, so every setting is a class of its own::
+
+        class nnUNetTrainerDMF_Mine(nnUNetTrainerDMF):
+            dmf = {"losses": ["ce", "dice"], "weighting": "mad", "auxiliary": "tversky"}
+
+    Beside nnU-Net's ``progress.png`` it keeps ``dmf_log.csv`` (one row a training step) and
+    ``dmf_dynamics.png``. The memory travels in nnU-Net's checkpoints, which stock nnU-Net still
+    reads. Under multi-GPU training the recorded values are the mean over the GPUs and region terms
+    are pooled over each GPU's share of the batch.
+    """
+
+    dmf: ClassVar[Mapping[str, Any]] = {}
+    dmf_loss: ClassVar[Mapping[str, Any]] = {}
+
+    loss: DeepSupervisionDMFLoss
+    _dmf_log: DMFLog
+    _dmf_resume_error: str | None = None
+
+    def _build_loss(self) -> DeepSupervisionDMFLoss:
+        labels = self.label_manager
+        options: dict[str, Any] = {"batch_dice": self.configuration_manager.batch_dice}
+        if labels.has_regions:
+            options["mode"] = "sigmoid"
+        else:
+            options.update(mode="softmax", ignore_index=labels.ignore_label)
+        loss = DMFLoss.from_config(
+            DMFConfig.from_dict(self.dmf), **{**options, **self.dmf_loss}
+        )
+        self._dmf_log = DMFLog(os.path.join(self.output_folder, LOG_NAME), loss.names)
+        self._dmf_steps: list[torch.Tensor] = []
+        self._dmf_skipped = 0
+        wrapped = DeepSupervisionDMFLoss(
+            loss,
+            self._scale_weights(),
+            ignore_channel=labels.has_regions and labels.has_ignore_label,
+        )
+        return wrapped.to(self.device)
+
+    def _scale_weights(self) -> list[float] | None:
+        """Weights of the outputs from fine to coarse, as nnU-Net gives its own loss."""
+        if not self.enable_deep_supervision:
+            return None
+        weights = 0.5 ** np.arange(len(self._get_deep_supervision_scales()))
+        # DDP complains about parameters without a gradient, so the coarsest output keeps a trace
+        if len(weights) > 1:
+            weights[-1] = 1e-6 if self.is_ddp and not self._do_i_compile() else 0
+        return list(weights / weights.sum())
+
+    def on_train_start(self) -> None:
+        if self._dmf_resume_error is not None:
+            raise RuntimeError(self._dmf_resume_error)
+        super().on_train_start()
+        # from here on rows of epochs that are about to be trained again would be stale
+        if self.local_rank == 0:
+            self._dmf_log.truncate(self.current_epoch)
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self.loss.train()
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        result = super().train_step(batch)
+        last = self.loss.loss.last
+        auxiliary = last["auxiliary"]
+        row = (
+            last["terms"],
+            last["weights"],
+            last["gamma"][None].new_full((1,), torch.nan) if auxiliary is None else auxiliary[None],
+            last["gamma"][None],
+            last["total"][None],
+        )
+        self._dmf_steps.append(torch.cat([value.float() for value in row]))
+        return result
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        super().on_train_epoch_end(train_outputs)
+        # the only transfer of the epoch: steps stay on the device until here
+        rows = torch.stack(self._dmf_steps).cpu().numpy()
+        self._dmf_steps.clear()
+        if self.local_rank != 0:
+            return
+        self._dmf_log.append(self.current_epoch, rows)
+        n = len(self.loss.loss.names)
+        means = dict(zip(self._dmf_log.columns[2:], rows.mean(axis=0), strict=True))
+        weights = ", ".join(
+            f"{name} {rows[-1, n + i]:.3f}" for i, name in enumerate(self.loss.loss.names)
+        )
+        self.print_to_log_file(f"DMF weights: {weights}; gamma {means['gamma']:.4f}")
+        skipped = int(self.loss.loss.fusion.skipped)
+        if skipped > self._dmf_skipped:
+            self.print_to_log_file(
+                f"WARNING: {skipped - self._dmf_skipped} step(s) of this epoch had an infinite or NaN "
+                "loss; they were left out of the DMF memory. A few are normal under mixed precision."
+            )
+            self._dmf_skipped = skipped
+        # nnU-Net's own logger knows a fixed set of keys, the others (W&B) take any
+        for logger in getattr(self.logger, "loggers", []):
+            for key, value in means.items():
+                if not np.isnan(value):
+                    logger.log(f"dmf/{key}", float(value), self.current_epoch)
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self.loss.eval()
+
+    def on_epoch_end(self) -> None:
+        super().on_epoch_end()
+        if self.local_rank == 0:
+            plot_dynamics(self._dmf_log.path, os.path.join(self.output_folder, DYNAMICS_NAME))
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint plus our state, written whole or not at all."""
+        buffer = io.BytesIO()
+        super().save_checkpoint(buffer)  # type: ignore[arg-type]
+        if buffer.tell() == 0:  # not rank 0, or checkpointing is disabled
+            return
+        buffer.seek(0)
+        checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
+        checkpoint[CHECKPOINT_KEY] = self.loss.loss.fusion.state_dict_dmf()
+        partial = f"{filename}.partial"
+        torch.save(checkpoint, partial)
+        os.replace(partial, filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """nnU-Net's checkpoint, then our state if it holds one that fits.
+
+        A state that is missing or does not fit does not stand in the way of ``--val``; continuing
+        the training with it is an error.
+        """
+        try:
+            super().load_checkpoint(filename_or_checkpoint)
+            checkpoint = (
+                # mapped, so that only our few numbers are read a second time
+                torch.load(
+                    filename_or_checkpoint, map_location="cpu", weights_only=False, mmap=True
+                )
+                if isinstance(filename_or_checkpoint, str)
+                else filename_or_checkpoint
+            )
+        except (EOFError, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError) as error:
+            if "PytorchStreamReader" not in str(error) and isinstance(error, RuntimeError):
+                raise
+            others = sorted(p.name for p in Path(str(filename_or_checkpoint)).parent.glob("*.pth"))
+            raise RuntimeError(
+                f"{filename_or_checkpoint} is damaged ({error}). Remove it to continue from another "
+                f"checkpoint; there are: {', '.join(others)}"
+            ) from error
+        state = checkpoint.get(CHECKPOINT_KEY)
+        self._dmf_resume_error = None
+        try:
+            if state is None:
+                raise ValueError(f"it was written by {checkpoint.get('trainer_name')} without DMF")
+            self.loss.loss.fusion.load_state_dict_dmf(state)
+            self._dmf_skipped = int(self.loss.loss.fusion.skipped)
+        except ValueError as error:
+            self._dmf_resume_error = (
+                f"cannot continue {type(self).__name__} from {filename_or_checkpoint}: {error}. To "
+                "start from its network weights with an empty memory, pass it as "
+                "-pretrained_weights instead of --c."
+            )
+            self.print_to_log_file(f"WARNING: no DMF state taken from the checkpoint: {error}")

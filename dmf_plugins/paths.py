@@ -1,0 +1,17 @@
+"""Folders that travel with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dmf_plugins.errors import DMFError
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def bundled(name: str) -> Path:
+    """Folder ``nnunet_trainers`` or ``mmseg_configs``, in a wheel or beside a source checkout."""
+    for folder in (_PACKAGE / "_bundled" / name, _PACKAGE.parent / name):
+        if folder.is_dir():
+            return folder
+    raise DMFError(f"{name} is missing from this installation; reinstall dmf-plugins")
