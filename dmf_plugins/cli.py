@@ -103,7 +103,7 @@ def convert(
         to.value,
         dataset_id=dataset_id,
         output=output,
-        labels=labels.value,  # type: ignore[arg-type]
+        labels=labels.value,
         include_normal=include_normal,
         bilateral=BilateralParameters(diameter, sigma_color, sigma_space) if bilateral else None,
         size=parse_size(size),

@@ -78,7 +78,15 @@ def run_demo(
 
     _headline(f"3/5 nnUNetv2_train -tr {TRAINER} (on {device})")
     _call(
-        "nnUNetv2_train", DATASET_ID, CONFIGURATION, 0, "-tr", TRAINER, "-device", device, env=_small()
+        "nnUNetv2_train",
+        DATASET_ID,
+        CONFIGURATION,
+        0,
+        "-tr",
+        TRAINER,
+        "-device",
+        device,
+        env=_small(),
     )
 
     _headline("4/5 nnUNetv2_predict")
@@ -188,7 +196,9 @@ def _draw(
 
     names = list(originals)[:: max(1, len(originals) // 4)][:4]
     figure = Figure(figsize=(10, 2.4 * len(names) + 3), layout="constrained")
-    pictures, curve = figure.subfigures(2, 1, height_ratios=[2.4 * len(names), 3])
+    pictures, curve = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.4 * len(names), 3])[
+        :, 0
+    ]
     titles = ("image", "bilateral filter", "truth", "prediction")
     for row, name in zip(pictures.subplots(len(names), 4, squeeze=False), names, strict=True):
         columns = (

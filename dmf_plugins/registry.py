@@ -46,7 +46,9 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self._entries:
-            raise KeyError(f"unknown {self.kind} {name!r}: {did_you_mean(str(name), self._entries)}")
+            raise KeyError(
+                f"unknown {self.kind} {name!r}: {did_you_mean(str(name), self._entries)}"
+            )
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:

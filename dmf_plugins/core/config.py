@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dmf_plugins.registry import did_you_mean
 from dmf_plugins.core.weighting import WEIGHTINGS
+from dmf_plugins.registry import did_you_mean
 
 LossSpec = str | Mapping[str, Any] | Callable[..., Any]
 

@@ -150,7 +150,9 @@ class DynamicMemoryFusion(nn.Module):
                 raise ValueError(f"losses must be named {list(self.names)}, got {list(losses)}")
             losses = torch.stack([losses[name].reshape(()) for name in self.names])
         if losses.shape != (len(self.names),):
-            raise ValueError(f"losses must have shape ({len(self.names)},), got {tuple(losses.shape)}")
+            raise ValueError(
+                f"losses must have shape ({len(self.names)},), got {tuple(losses.shape)}"
+            )
         return losses if losses.dtype == torch.float64 else losses.float()
 
     @torch.no_grad()
@@ -260,4 +262,8 @@ class DynamicMemoryFusion(nn.Module):
 
 
 def _summary(state: object) -> str:
-    return f"keys {sorted(map(str, state))[:8]}" if isinstance(state, Mapping) else f"a {type(state).__name__}"
+    return (
+        f"keys {sorted(map(str, state))[:8]}"
+        if isinstance(state, Mapping)
+        else f"a {type(state).__name__}"
+    )

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmf_plugins.registry import Registry
 from dmf_plugins.core.scaling import EPS, scale_history
+from dmf_plugins.registry import Registry
 
 
 @dataclass(frozen=True)

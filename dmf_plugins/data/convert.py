@@ -130,16 +130,7 @@ def convert_dataset(
         UsageError: an option is wrong, the environment is not set up, or the target exists.
         DataError: the source is unreadable or inconsistent; the message names the files.
     """
-    if dataset not in READERS:
-        raise UsageError(f"unknown data set {dataset!r}; known: {', '.join(sorted(READERS))}")
-    if to not in WRITERS:
-        raise UsageError(f"unknown format {to!r}; known: {', '.join(sorted(WRITERS))}")
-    if labels not in LABELS:
-        raise UsageError(f"unknown labels {labels!r}; known: {', '.join(LABELS)}")
-    if not 0 <= threshold <= 254:
-        raise UsageError(f"threshold must lie in 0..254, got {threshold}")
-    if size is not None and min(size) < 8:
-        raise UsageError(f"size must be at least 8x8, got {size[0]}x{size[1]}")
+    _check_options(dataset, to, labels, size, threshold)
     info = READERS[dataset]
     writer: Writer = WRITERS[to](info, dataset_id, None if output is None else Path(output))
     writer.check(overwrite)
@@ -161,7 +152,9 @@ def convert_dataset(
 
         groups = group_duplicates([p.fingerprint for p in prepared])
         try:
-            parts = split_cases([p.case.category for p in prepared], groups.tolist(), FRACTIONS, seed)
+            parts = split_cases(
+                [p.case.category for p in prepared], groups.tolist(), FRACTIONS, seed
+            )
         except ValueError as error:
             raise DataError(f"cannot split {files.path}: {error}") from error
         written = [
@@ -170,7 +163,10 @@ def convert_dataset(
         ]
         reading.remarks += _duplicate_remarks(written)
         for case in written:
-            for kind, path in (("image", writer.image_path(case)), ("label", writer.label_path(case))):
+            for kind, path in (
+                ("image", writer.image_path(case)),
+                ("label", writer.label_path(case)),
+            ):
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 os.rename(folder / kind / f"{case.case_id}.png", folder / path)
         for kind in ("image", "label"):
@@ -179,6 +175,21 @@ def convert_dataset(
         _write_manifest(folder / "manifest.csv", prepared, written)
         _write_preview(folder, writer, written, seed)
     return Conversion(writer.target, written, reading.remarks, writer.publish(overwrite))
+
+
+def _check_options(
+    dataset: str, to: str, labels: str, size: tuple[int, int] | None, threshold: int
+) -> None:
+    if dataset not in READERS:
+        raise UsageError(f"unknown data set {dataset!r}; known: {', '.join(sorted(READERS))}")
+    if to not in WRITERS:
+        raise UsageError(f"unknown format {to!r}; known: {', '.join(sorted(WRITERS))}")
+    if labels not in LABELS:
+        raise UsageError(f"unknown labels {labels!r}; known: {', '.join(LABELS)}")
+    if not 0 <= threshold <= 254:
+        raise UsageError(f"threshold must lie in 0..254, got {threshold}")
+    if size is not None and min(size) < 8:
+        raise UsageError(f"size must be at least 8x8, got {size[0]}x{size[1]}")
 
 
 def _prepare_all(

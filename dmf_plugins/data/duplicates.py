@@ -61,5 +61,7 @@ def group_duplicates(fingerprints: list[Fingerprint]) -> NDArray[np.intp]:
     graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(n, n))
     _, labels = connected_components(graph, directed=False)
     first_seen = {label: i for i, label in reversed(list(enumerate(labels)))}
-    order = {label: rank for rank, label in enumerate(sorted(first_seen, key=first_seen.__getitem__))}
+    order = {
+        label: rank for rank, label in enumerate(sorted(first_seen, key=first_seen.__getitem__))
+    }
     return np.array([order[label] for label in labels], dtype=np.intp)

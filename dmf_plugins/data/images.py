@@ -76,7 +76,7 @@ def decode_gray(content: bytes, where: str) -> Gray:
     try:
         with Image.open(io.BytesIO(content)) as image:
             if getattr(image, "n_frames", 1) > 1:
-                raise DataError(f"{where} holds {image.n_frames} frames; save the one you want")
+                raise DataError(f"{where} holds several frames; save the one you want")
             if image.mode.startswith(("I", "F")):
                 raise DataError(
                     f"{where} has more than 8 bits a pixel (mode {image.mode}); convert it to 8-bit grey"

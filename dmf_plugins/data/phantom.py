@@ -83,15 +83,15 @@ def phantom(
     echo = np.exp(0.35 * _smooth_noise(rng, height, width, cell=(4, width / 12)))
     echo *= np.exp(0.25 * _smooth_noise(rng, height, width, cell=(height / 8, width / 4)))
     masks: list[Gray] = []
-    taken = np.zeros((height, width), np.uint8)
+    taken = np.zeros((height, width), bool)
     for _ in range(lesions):
         for _ in range(20):
             mask = _lesion(rng, height, width, malignant, small=bool(masks))
-            if not (cv2.dilate(mask, np.ones((9, 9), np.uint8)) & taken).any():
+            if not (cv2.dilate(mask, np.ones((9, 9), np.uint8)) > 0)[taken].any():
                 break
         else:
             continue
-        taken |= mask
+        taken |= mask > 0
         masks.append(mask)
         soft = cv2.GaussianBlur(mask.astype(np.float32) / 255, (0, 0), 1.2)
         # below the lesion: shadow of a malignant, enhancement of a cystic benign one

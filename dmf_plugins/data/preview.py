@@ -42,6 +42,13 @@ def _tile(caption: str, image: Gray, label: Gray) -> np.ndarray:
     canvas = np.full((TILE + _CAPTION, TILE, 3), 255, np.uint8)
     canvas[: small.shape[0], : small.shape[1]] = small
     cv2.putText(
-        canvas, caption, (4, TILE + 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (40, 40, 40), 1, cv2.LINE_AA
+        canvas,
+        caption,
+        (4, TILE + 15),
+        cv2.FONT_HERSHEY_SIMPLEX,
+        0.42,
+        (40, 40, 40),
+        1,
+        cv2.LINE_AA,
     )
     return canvas

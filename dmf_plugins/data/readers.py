@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from dmf_plugins.registry import Registry
 from dmf_plugins.data.images import IMAGE_SUFFIXES
 from dmf_plugins.data.source import Source
 from dmf_plugins.errors import DataError
+from dmf_plugins.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,9 @@ def read_busi(source: Source) -> Reading:
             problem = f"mask without an image: {source.where(masks[key][0])}"
         elif not masks[key]:
             image = PurePosixPath(images[key][0])
-            problem = f"missing mask: {source.where(str(image))} needs {image.stem}_mask.png beside it"
+            problem = (
+                f"missing mask: {source.where(str(image))} needs {image.stem}_mask.png beside it"
+            )
         else:
             case_id = f"{category}_{number:03d}"
             reading.cases.append(Case(case_id, category, images[key][0], tuple(masks[key])))

@@ -58,7 +58,13 @@ class Source:
             if self._zip.getinfo(name).file_size > MAX_FILE_BYTES:
                 raise DataError(f"{self.where(name)} unpacks to over {MAX_FILE_BYTES >> 20} MiB")
             return self._zip.read(name)
-        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+        except (
+            OSError,
+            zipfile.BadZipFile,
+            zlib.error,
+            RuntimeError,
+            NotImplementedError,
+        ) as error:
             raise DataError(f"cannot read {self.where(name)}: {error}") from error
 
     def close(self) -> None:

@@ -142,7 +142,9 @@ class NnUNetWriter:
             )
         else:
             if any(live.parent.glob("*Plans*")):
-                steps.append(f"rm -r {live.parent}/*Plans*  # preprocessed from an earlier conversion")
+                steps.append(
+                    f"rm -r {live.parent}/*Plans*  # preprocessed from an earlier conversion"
+                )
             live.parent.mkdir(parents=True, exist_ok=True)
             partial = live.with_name(live.name + ".partial")
             partial.write_bytes(source.read_bytes())
@@ -162,7 +164,9 @@ def five_folds(cases: Sequence[WrittenCase], seed: int) -> list[dict[str, list[s
     groups = [case.group for case in train]
     if len(set(groups)) >= 4:
         parts = split_cases([case.category for case in train], groups, [1, 1, 1, 1], seed)
-        folds += [[c.case_id for c, p in zip(train, parts, strict=True) if p == k] for k in range(4)]
+        folds += [
+            [c.case_id for c, p in zip(train, parts, strict=True) if p == k] for k in range(4)
+        ]
     everyone = sorted(case.case_id for case in cases if case.split != "test")
     return [
         {"train": [c for c in everyone if c not in set(val)], "val": sorted(val)} for val in folds

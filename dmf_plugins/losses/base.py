@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dmf_plugins.registry import Registry
 from dmf_plugins.losses.statistics import Mode, SegmentationStatistics
+from dmf_plugins.registry import Registry
 
 
 class SegmentationLoss(nn.Module):

@@ -62,7 +62,7 @@ class DMFLoss(nn.Module):
     Attributes:
         fusion: the :class:`~dmf_plugins.core.DynamicMemoryFusion`.
         last: detached tensors of the last call, still on the device: ``terms`` ``[N]``,
-            ``weights`` ``[N]``, ``gamma``, ``total``, and ``auxiliary`` (None without one).
+            ``weights`` ``[N]``, ``gamma``, ``total``, and ``auxiliary`` where there is one.
             Empty before the first call.
 
     Raises:
@@ -106,7 +106,7 @@ class DMFLoss(nn.Module):
             self.losses.append(term)
         self.auxiliary = None if auxiliary is None else build_term(auxiliary, overlap)[1]
         self.fusion = DynamicMemoryFusion(names, weighting=weighting, **fusion)
-        self.last: dict[str, Tensor | None] = {}
+        self.last: dict[str, Tensor] = {}
 
     @classmethod
     def from_config(cls, config: DMFConfig, **options: Any) -> DMFLoss:
@@ -151,8 +151,9 @@ class DMFLoss(nn.Module):
             "weights": self.fusion.weights,
             "gamma": gamma,
             "total": total.detach(),
-            "auxiliary": None if terms.auxiliary is None else terms.auxiliary.detach(),
         }
+        if terms.auxiliary is not None:
+            self.last["auxiliary"] = terms.auxiliary.detach()
         return total
 
 
@@ -168,7 +169,7 @@ def build_term(spec: LossSpec, overlap: Mapping[str, Any]) -> tuple[str, nn.Modu
         TypeError: the dict has no ``type`` or an argument the term does not take.
     """
     if callable(spec):
-        name = getattr(spec, "name", None) or getattr(spec, "__name__", type(spec).__name__)
+        name = str(getattr(spec, "name", getattr(spec, "__name__", type(spec).__name__)))
         return name, spec if isinstance(spec, nn.Module) else ForeignLoss(spec)
     options = {"type": spec} if isinstance(spec, str) else dict(spec)
     if "type" not in options:

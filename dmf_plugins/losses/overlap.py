@@ -54,7 +54,7 @@ class OverlapLoss(SegmentationLoss):
         """Counts ``[1 or B, R, K]`` of the classes that take part."""
         counts = statistics.counts
         if not self.include_background:
-            counts = tuple(count[..., 1:] for count in counts)  # type: ignore[assignment]
+            counts = tuple(count[..., 1:] for count in counts)
         return tuple(c.sum(dim=0, keepdim=True) for c in counts) if over_batch else counts
 
     def score(self, hits: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
@@ -115,7 +115,9 @@ class TverskyLoss(OverlapLoss):
     def __init__(self, *, alpha: float = 0.7, beta: float = 0.3, **shared: Any) -> None:
         super().__init__(**shared)
         if not all(math.isfinite(v) and v >= 0 for v in (alpha, beta)) or alpha + beta == 0:
-            raise ValueError(f"alpha and beta must not be negative or both zero, got {alpha}, {beta}")
+            raise ValueError(
+                f"alpha and beta must not be negative or both zero, got {alpha}, {beta}"
+            )
         self.alpha = alpha
         self.beta = beta
 
@@ -148,9 +150,7 @@ class ClassBalancedDiceLoss(DiceLoss):
         self.ratios = ratios
 
     def compute(self, statistics: SegmentationStatistics) -> Tensor:
-        hits, predicted, true = self.pooled(
-            statistics, self.batch_dice and self.ratios == "batch"
-        )
+        hits, predicted, true = self.pooled(statistics, self.batch_dice and self.ratios == "batch")
         pixels = true.sum(dim=0, keepdim=True) if self.ratios == "batch" else true
         weight = torch.where(true > 0, 1 / pixels.clamp_min(1), 0.0)
         return mean_loss(self.score(hits, predicted, true), weight)

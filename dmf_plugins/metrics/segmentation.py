@@ -45,7 +45,7 @@ def confusion_counts(
     keep = np.ones(t.shape, bool) if ignore_index is None else t != ignore_index
     p, t = p[keep].astype(np.int64), t[keep].astype(np.int64)
     for name, labels in (("pred", p), ("target", t)):
-        if labels.size and not (0 <= labels.min() and labels.max() < num_classes):
+        if labels.size and not (labels.min() >= 0 and labels.max() < num_classes):
             raise ValueError(
                 f"{name} holds labels {labels.min()}..{labels.max()}, expected 0..{num_classes - 1}"
             )

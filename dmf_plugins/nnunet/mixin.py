@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from dmf_plugins.core.config import DMFConfig
 from dmf_plugins.losses.dmf import DMFLoss
@@ -22,13 +21,13 @@ from dmf_plugins.report.log import LOG_NAME, DMFLog
 
 CHECKPOINT_KEY = "dmf"
 
-if TYPE_CHECKING:
-    _Base = nnUNetTrainer
+if TYPE_CHECKING:  # for the type checker alone: it is mixed into a trainer
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as _Trainer
 else:
-    _Base = object
+    _Trainer = object
 
 
-class DMFTrainerMixin(_Base):
+class DMFTrainerMixin(_Trainer):
     """Put before any nnU-Net trainer to train with Dynamic Memory Fusion.
 
     Override :attr:`dmf` with the options of :class:`~dmf_plugins.core.DMFConfig` and
@@ -58,9 +57,7 @@ class DMFTrainerMixin(_Base):
             options["mode"] = "sigmoid"
         else:
             options.update(mode="softmax", ignore_index=labels.ignore_label)
-        loss = DMFLoss.from_config(
-            DMFConfig.from_dict(self.dmf), **{**options, **self.dmf_loss}
-        )
+        loss = DMFLoss.from_config(DMFConfig.from_dict(self.dmf), **{**options, **self.dmf_loss})
         self._dmf_log = DMFLog(os.path.join(self.output_folder, LOG_NAME), loss.names)
         self._dmf_steps: list[torch.Tensor] = []
         self._dmf_skipped = 0
@@ -96,14 +93,9 @@ class DMFTrainerMixin(_Base):
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         result = super().train_step(batch)
         last = self.loss.loss.last
-        auxiliary = last["auxiliary"]
-        row = (
-            last["terms"],
-            last["weights"],
-            last["gamma"][None].new_full((1,), torch.nan) if auxiliary is None else auxiliary[None],
-            last["gamma"][None],
-            last["total"][None],
-        )
+        missing = last["gamma"].new_full((), torch.nan)
+        scalars = (last.get("auxiliary", missing), last["gamma"], last["total"])
+        row = (last["terms"], last["weights"], torch.stack([s.float() for s in scalars]))
         self._dmf_steps.append(torch.cat([value.float() for value in row]))
         return result
 
@@ -146,7 +138,7 @@ class DMFTrainerMixin(_Base):
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint plus our state, written whole or not at all."""
         buffer = io.BytesIO()
-        super().save_checkpoint(buffer)  # type: ignore[arg-type]
+        super().save_checkpoint(buffer)
         if buffer.tell() == 0:  # not rank 0, or checkpointing is disabled
             return
         buffer.seek(0)

@@ -91,5 +91,7 @@ class nnUNetTrainerDMF_Bayesian_NoAux(nnUNetTrainerDMF):
 TRAINERS = {
     name: trainer
     for name, trainer in list(vars().items())
-    if isinstance(trainer, type) and issubclass(trainer, DMFTrainerMixin) and name != "DMFTrainerMixin"
+    if isinstance(trainer, type)
+    and issubclass(trainer, DMFTrainerMixin)
+    and name != "DMFTrainerMixin"
 }

@@ -1,0 +1,46 @@
+# Everything happens in .venv; `make demo` and `make test` set up what they need, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt
+JOBS := $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: setup demo test lint clean
+setup: $(VENV)/.all
+
+demo: $(VENV)/.nnunet
+	$(BIN)/dmf demo --output demo --overwrite $(if $(DATA),--data "$(DATA)")
+
+test: $(VENV)/.all
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.all
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+# nnU-Net, CPU and CUDA alike
+$(VENV)/.nnunet: pyproject.toml constraints.txt | $(BIN)/uv
+	$(UV) --editable '.[nnunet]'
+	@touch $@
+
+# MMSegmentation. mmcv has no wheel for a current torch; isolated, it builds without its operators
+# and says nothing, so it is built against the torch just installed.
+$(VENV)/.mmcv: $(VENV)/.nnunet
+	@command -v c++ >/dev/null || { echo "a C++ compiler is needed to build mmcv, e.g. apt install g++"; exit 1; }
+	$(UV) 'setuptools<81' wheel ninja psutil
+	@echo "building mmcv unless it is cached: about 20 minutes on two cores, once"
+	MMCV_WITH_OPS=1 MAX_JOBS=$(JOBS) $(UV) --no-build-isolation 'mmcv==2.1.0'
+	@touch $@
+
+$(VENV)/.all: $(VENV)/.mmcv
+	$(UV) --editable '.[nnunet,mmseg]' --group dev
+	@touch $@

@@ -1,0 +1,36 @@
+"""Fixtures shared by all tests. Data outside the repository is optional and never required."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "default",
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=True,
+)
+settings.load_profile("default")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def shared(relative: str) -> Path:
+    """A file of the optional shared folder; the test is skipped where it is absent."""
+    path = SHARED / relative
+    if not path.exists():
+        pytest.skip(f"optional data {relative} is not on this machine")
+    return path
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generated data set in BUSI's layout: 14 benign, 8 malignant, 3 normal, small images."""
+    from dmf_plugins.data.phantom import generate_phantoms
+
+    folder = tmp_path_factory.mktemp("phantoms")
+    return generate_phantoms(folder, benign=14, malignant=8, normal=3, side=(60, 76), seed=3)

@@ -1,0 +1,108 @@
+"""The ``dmf`` command as a user calls it: output, messages, exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dmf_plugins.report.log import DMFLog
+
+DMF = Path(sysconfig.get_path("scripts")) / "dmf"
+COMMANDS = ["convert", "filter", "paths", "plot", "demo"]
+
+
+def dmf(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("nnUNet_")}
+    return subprocess.run(
+        [sys.executable, DMF, *map(str, arguments)],
+        env={**env, "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command):
+    result = dmf(command, "--help")
+    assert result.returncode == 0
+    assert f"dmf {command}" in result.stdout.split("Example:")[1]
+
+
+def test_help_needs_no_torch():
+    code = "import sys, dmf_plugins.cli, dmf_plugins.data; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_convert_filter_and_their_exit_codes(phantoms, tmp_path):
+    command = ("convert", "busi", phantoms, "--to", "nnunet", "--dataset-id", 501)
+    result = dmf(*command, nnUNet_raw=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert "malignant" in result.stdout
+    assert "nnUNetv2_train 501 2d 0 -tr nnUNetTrainerDMF" in result.stdout
+
+    again = dmf(*command, nnUNet_raw=str(tmp_path))
+    assert (again.returncode, "--overwrite" in again.stderr) == (2, True)
+    assert dmf(*command, "--overwrite", "--size", "64x48", nnUNet_raw=str(tmp_path)).returncode == 0
+
+    no_variable = dmf(*command)
+    assert (no_variable.returncode, "export nnUNet_raw=" in no_variable.stderr) == (2, True)
+    assert dmf("convert", "busi", phantoms).returncode == 2  # --to is missing
+    assert dmf(*command, "--size", "big", "--output", tmp_path / "x").returncode == 2
+    (tmp_path / "empty").mkdir()
+    nothing = dmf("convert", "busi", tmp_path / "empty", "--to", "nnunet", "--dataset-id", 1,
+                  "--output", tmp_path / "y")  # fmt: skip
+    assert (nothing.returncode, "no BUSI images" in nothing.stderr) == (1, True)
+    assert "Traceback" not in nothing.stderr + again.stderr + no_variable.stderr
+
+    filtered = dmf("filter", phantoms / "benign", tmp_path / "new", "--nnunet")
+    assert filtered.returncode == 0
+    assert (tmp_path / "new" / "benign (1)_0000.png").exists()
+    assert dmf("filter", phantoms / "benign", tmp_path / "new", "--nnunet").returncode == 2
+
+
+def test_paths_points_at_a_folder_with_one_thin_module():
+    result = dmf("paths", "--nnunet")
+    assert [p.name for p in Path(result.stdout.strip()).glob("*.py")] == ["dmf.py"]
+    assert dmf("paths").returncode == 2
+
+
+def test_plot_draws_a_log(tmp_path):
+    rng = np.random.default_rng(0)
+    log = DMFLog(tmp_path / "dmf_log.csv", ["ce", "dice"])
+    for epoch in range(3):
+        log.append(epoch, rng.random((10, 7)))
+    assert dmf("plot", tmp_path, tmp_path / "a.svg").returncode == 0
+    assert "<svg" in (tmp_path / "a.svg").read_text()
+    assert dmf("plot", tmp_path, tmp_path / "a.svg").returncode == 2
+    assert dmf("plot", tmp_path, tmp_path / "a.txt").returncode == 2
+    assert "does not exist" in dmf("plot", tmp_path / "none", tmp_path / "b.png").stderr
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_the_trainers(tmp_path):
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        names = wheel.namelist()
+        wheel.extractall(tmp_path / "site")
+    assert "dmf_plugins/_bundled/nnunet_trainers/dmf.py" in names
+    assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
+    code = "from dmf_plugins.paths import bundled; print(bundled('nnunet_trainers'))"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    assert found == str(tmp_path / "site/dmf_plugins/_bundled/nnunet_trainers")

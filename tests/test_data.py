@@ -1,0 +1,472 @@
+"""Reading, filtering, splitting and writing, on files on disk."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dmf_plugins.data import bilateral_filter, convert_dataset, filter_images, split_cases
+from dmf_plugins.data.duplicates import Fingerprint, group_duplicates
+from dmf_plugins.data.phantom import phantom
+from dmf_plugins.errors import DataError, UsageError
+
+from .conftest import shared
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """Checksum of every file below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def manifest(folder: Path) -> list[dict[str, str]]:
+    with (folder / "manifest.csv").open(encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture
+def copy(phantoms: Path, tmp_path: Path) -> Path:
+    """A private copy of the phantoms that a test may spoil."""
+    return Path(shutil.copytree(phantoms, tmp_path / "src" / phantoms.name))
+
+
+@pytest.fixture(autouse=True)
+def _no_nnunet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def convert(source: Path, output: Path, **options):
+    return convert_dataset("busi", source, dataset_id=501, output=output, **options)
+
+
+# ---------------------------------------------------------------- the filter
+
+
+def test_bilateral_filter_is_eq_26_and_27():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (14, 12), dtype=np.uint8)
+    diameter, sigma_r, sigma_s = 5, 40.0, 2.0
+    radius = diameter // 2
+    padded = np.pad(image.astype(float), radius, mode="reflect")
+    expected = np.zeros(image.shape)
+    for y, x in np.ndindex(*image.shape):
+        total = weight = 0.0
+        for dy in range(-radius, radius + 1):
+            for dx in range(-radius, radius + 1):
+                if dy**2 + dx**2 > radius**2:  # OpenCV's neighbourhood is a disc
+                    continue
+                value = padded[y + radius + dy, x + radius + dx]
+                w = np.exp(-(dy**2 + dx**2) / (2 * sigma_s**2))
+                w *= np.exp(-((value - image[y, x]) ** 2) / (2 * sigma_r**2))
+                total, weight = total + w * value, weight + w
+        expected[y, x] = total / weight
+    np.testing.assert_allclose(
+        bilateral_filter(image, diameter, sigma_r, sigma_s), expected, atol=1
+    )
+
+
+def test_bilateral_filter_smooths_speckle_and_keeps_the_edge():
+    rng = np.random.default_rng(1)
+    clean = np.full((64, 64), 60.0)
+    clean[:, 32:] = 200
+    noisy = np.clip(clean + 12 * rng.standard_normal(clean.shape), 0, 255).astype(np.uint8)
+    filtered = bilateral_filter(noisy).astype(float)
+    assert filtered[:, :24].std() < 0.5 * noisy[:, :24].std()
+    assert filtered[:, 36:].mean() - filtered[:, :28].mean() > 130
+
+
+@pytest.mark.parametrize("bad", [np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.float32)])
+def test_bilateral_filter_refuses_other_images(bad):
+    with pytest.raises(ValueError, match="uint8"):
+        bilateral_filter(bad)
+
+
+# ---------------------------------------------------------------- the split
+
+
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=30, max_size=80),
+    classes=st.integers(1, 3),
+    seed=st.integers(0, 5),
+)
+def test_groups_stay_whole_and_parts_come_close_to_their_share(sizes, classes, seed):
+    groups = [g for g, size in enumerate(sizes) for _ in range(size)]
+    strata = [g % classes for g in groups]
+    parts = split_cases(strata, groups, (0.7, 0.15, 0.15), seed)
+    assert all(
+        len({p for p, g in zip(parts, groups, strict=True) if g == k}) == 1 for k in set(groups)
+    )
+    for c in range(classes):
+        of_class = [p for p, s in zip(parts, strata, strict=True) if s == c]
+        for part, share in enumerate((0.7, 0.15, 0.15)):
+            assert abs(of_class.count(part) - share * len(of_class)) <= max(sizes)
+
+
+def test_split_is_seeded_and_stratified():
+    strata = ["benign"] * 200 + ["malignant"] * 100
+    first = split_cases(strata, range(300), seed=1)
+    assert first == split_cases(strata, range(300), seed=1)
+    assert first != split_cases(strata, range(300), seed=2)
+    assert Counter(zip(strata, first, strict=True)) == {
+        ("benign", 0): 140, ("benign", 1): 30, ("benign", 2): 30,
+        ("malignant", 0): 70, ("malignant", 1): 15, ("malignant", 2): 15,
+    }  # fmt: skip
+
+
+def test_too_few_groups_to_split_is_an_error():
+    with pytest.raises(ValueError, match="too few"):
+        split_cases(["a"] * 10, [0] * 10)
+
+
+def test_copies_and_near_copies_share_a_group():
+    rng = np.random.default_rng(0)
+    images = [phantom(rng, 200, 260, malignant=False, lesions=1)[0] for _ in range(6)]
+    near = cv2.resize(images[2], (320, 250), interpolation=cv2.INTER_AREA)
+    near = np.clip(near.astype(float) * 0.9 + 10, 0, 255).astype(np.uint8)
+    near[-8:, :24] = 255  # an annotation burnt in
+    groups = group_duplicates([Fingerprint.of(i) for i in [*images, images[0].copy(), near]])
+    assert groups.tolist() == [0, 1, 2, 3, 4, 5, 0, 2]
+
+
+# ---------------------------------------------------------------- the conversion
+
+
+def test_layout_labels_and_dataset_json(phantoms, tmp_path):
+    result = convert(phantoms, tmp_path)
+    folder = tmp_path / "Dataset501_BUSI"
+    assert result.target == folder
+    dataset = json.loads((folder / "dataset.json").read_text())
+    assert dataset["labels"] == {"background": 0, "lesion": 1}
+    assert "10.1016/j.dib.2019.104863" in dataset["reference"]
+    rows = manifest(folder)
+    assert len(rows) == 22  # normals stay out
+    assert dataset["numTraining"] == sum(row["split"] != "test" for row in rows)
+    for row in rows:
+        images, labels = (
+            ("imagesTs", "labelsTs") if row["split"] == "test" else ("imagesTr", "labelsTr")
+        )
+        image = Image.open(folder / images / f"{row['case']}_0000.png")
+        label = Image.open(folder / labels / f"{row['case']}.png")
+        source = phantoms.parent / phantoms.name / row["image"]
+        assert image.mode == label.mode == "L"
+        assert (
+            image.size
+            == label.size
+            == Image.open(source).size
+            == (int(row["width"]), int(row["height"]))
+        )
+        assert set(np.unique(label)) == {0, 1}
+        assert row["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+        np.testing.assert_array_equal(image, bilateral_filter(np.asarray(Image.open(source))))
+        union = sum(np.asarray(Image.open(phantoms / m)) > 127 for m in row["masks"].split(";")) > 0
+        np.testing.assert_array_equal(np.asarray(label) == 1, union)
+    assert any(len(row["masks"].split(";")) == 2 for row in rows)
+    assert Image.open(folder / "preview.png").size[0] > 500
+
+
+def test_benign_and_malignant_labels_normals_size_and_no_filter(phantoms, tmp_path):
+    convert(
+        phantoms,
+        tmp_path,
+        labels="benign-malignant",
+        include_normal=True,
+        size=(48, 32),
+        bilateral=None,
+    )
+    folder = tmp_path / "Dataset501_BUSI"
+    value = {"benign": 1, "malignant": 2, "normal": 0}
+    for row in manifest(folder):
+        where = "Ts" if row["split"] == "test" else "Tr"
+        label = np.asarray(Image.open(folder / f"labels{where}" / f"{row['case']}.png"))
+        image = np.asarray(Image.open(folder / f"images{where}" / f"{row['case']}_0000.png"))
+        assert label.shape == image.shape == (32, 48)
+        assert label.max() == value[row["class"]]
+        original = np.asarray(Image.open(phantoms / row["image"]))
+        np.testing.assert_array_equal(
+            image, cv2.resize(original, (48, 32), interpolation=cv2.INTER_AREA)
+        )
+    assert json.loads((folder / "dataset.json").read_text())["labels"]["malignant"] == 2
+
+
+def test_splits_are_a_cross_validation_over_the_training_cases(phantoms, tmp_path):
+    convert(phantoms, tmp_path)
+    folder = tmp_path / "Dataset501_BUSI"
+    folds = json.loads((folder / "splits_final.json").read_text())
+    by_split = {
+        s: sorted(r["case"] for r in manifest(folder) if r["split"] == s) for s in ("train", "val")
+    }
+    assert folds[0] == by_split
+    everyone = sorted(by_split["train"] + by_split["val"])
+    assert len(folds) == 5
+    assert sorted(case for fold in folds for case in fold["val"]) == everyone
+    assert all(sorted(fold["train"] + fold["val"]) == everyone for fold in folds)
+
+
+def test_folder_and_zip_and_threads_give_the_same_bytes(phantoms, tmp_path):
+    archive = Path(
+        shutil.make_archive(str(tmp_path / "busi"), "zip", phantoms.parent, phantoms.name)
+    )
+    convert(phantoms.parent, tmp_path / "a", workers=1)
+    convert(archive, tmp_path / "b", workers=4)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    convert(phantoms.parent, tmp_path / "c", seed=1)
+    assert digest(tmp_path / "a") != digest(tmp_path / "c")
+
+
+def test_duplicates_end_in_one_split(copy, tmp_path):
+    for number in range(101, 105):  # four copies of one benign image, one of them "malignant"
+        category = "malignant" if number == 104 else "benign"
+        for suffix in ("", "_mask"):
+            shutil.copy(
+                copy / f"benign/benign (1){suffix}.png",
+                copy / category / f"{category} ({number}){suffix}.png",
+            )
+    result = convert(copy, tmp_path)
+    rows = {row["case"]: row for row in manifest(result.target)}
+    copies = ["benign_001", "benign_101", "benign_102", "benign_103", "malignant_104"]
+    assert len({rows[c]["group"] for c in copies}) == len({rows[c]["split"] for c in copies}) == 1
+    assert any("different classes" in r and "malignant_104" in r for r in result.remarks)
+
+
+def test_split_goes_where_nnunet_reads_it(phantoms, tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "pre"))
+    result = convert_dataset("busi", phantoms, dataset_id=7)
+    assert result.target == tmp_path / "raw" / "Dataset007_BUSI"
+    live = tmp_path / "pre" / "Dataset007_BUSI" / "splits_final.json"
+    assert live.read_text() == (result.target / "splits_final.json").read_text()
+    shutil.rmtree(result.target)
+    with pytest.raises(UsageError, match=r"splits_final.json exists.*--overwrite"):
+        convert_dataset("busi", phantoms, dataset_id=7)
+
+
+def test_without_the_variable_the_copy_command_is_told(phantoms, tmp_path):
+    steps = "\n".join(convert(phantoms, tmp_path).next_steps)
+    assert f"cp {tmp_path}/Dataset501_BUSI/splits_final.json" in steps
+    assert "nnUNetv2_plan_and_preprocess -d 501" in steps
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def spoil_missing_mask(root: Path) -> str:
+    (root / "benign/benign (2)_mask.png").unlink()
+    return r"missing mask.*benign \(2\)\.png.*benign \(2\)_mask\.png"
+
+
+def spoil_orphan_mask(root: Path) -> str:
+    (root / "malignant/malignant (1).png").unlink()
+    return r"mask without an image.*malignant \(1\)_mask\.png"
+
+
+def spoil_size(root: Path) -> str:
+    Image.new("L", (10, 10)).save(root / "benign/benign (3)_mask.png")
+    return r"benign \(3\)_mask\.png is 10x10 pixels, its image .*--skip-invalid"
+
+
+def spoil_truncated(root: Path) -> str:
+    path = root / "benign/benign (4).png"
+    path.write_bytes(path.read_bytes()[:300])
+    return r"benign \(4\)\.png is not a readable image"
+
+
+def spoil_empty(root: Path) -> str:
+    (root / "benign/benign (5).png").write_bytes(b"")
+    return r"benign \(5\)\.png is not a readable image"
+
+
+def spoil_16_bit(root: Path) -> str:
+    Image.fromarray(np.zeros((20, 20), np.uint16)).save(root / "benign/benign (6).png")
+    return r"benign \(6\)\.png has more than 8 bits"
+
+
+def spoil_twice(root: Path) -> str:
+    (root / "again").mkdir()
+    shutil.copy(root / "benign/benign (1).png", root / "again/benign (1).png")
+    return r"stands twice.*again/benign \(1\)\.png.*benign/benign \(1\)\.png"
+
+
+SPOILERS = [
+    spoil_missing_mask,
+    spoil_orphan_mask,
+    spoil_size,
+    spoil_truncated,
+    spoil_empty,
+    spoil_16_bit,
+    spoil_twice,
+]
+
+
+@pytest.mark.parametrize("spoil", SPOILERS, ids=lambda f: f.__name__)
+def test_a_spoilt_case_is_named_and_nothing_is_written(spoil, copy, tmp_path):
+    message = spoil(copy)
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match=message):
+        convert(copy, out)
+    assert list(out.iterdir()) == []
+    result = convert(copy, out, skip_invalid=True)
+    assert len(result.cases) == 21
+    assert any(remark.startswith("left out:") for remark in result.remarks)
+
+
+def test_all_spoilt_cases_are_told_at_once(copy, tmp_path):
+    spoil_missing_mask(copy)
+    spoil_size(copy)
+    with pytest.raises(DataError, match=r"2 case\(s\).*") as error:
+        convert(copy, tmp_path / "out")
+    assert "benign (2)" in str(error.value)
+    assert "benign (3)" in str(error.value)
+
+
+def test_mask_modes_seen_in_the_wild(copy, tmp_path):
+    path = copy / "benign/benign (1)_mask.png"
+    mask = Image.open(path)
+    expected = np.asarray(mask) > 127
+    for mode in ("1", "L", "P", "RGB", "RGBA"):
+        mask.convert(mode).save(path)
+        result = convert(copy, tmp_path / mode)
+        found = next(result.target.glob("labelsT?/benign_001.png"))
+        np.testing.assert_array_equal(np.asarray(Image.open(found)) == 1, expected)
+
+
+def test_an_empty_lesion_mask_is_remarked(copy, tmp_path):
+    path = copy / "benign/benign (1)_mask.png"
+    Image.new("L", Image.open(path).size).save(path)
+    assert any("no lesion" in r and "benign (1)" in r for r in convert(copy, tmp_path).remarks)
+
+
+def test_wrong_arguments_are_named(phantoms, tmp_path, monkeypatch):
+    def fails(message, **options):
+        with pytest.raises(UsageError, match=message):
+            convert_dataset(
+                **{"dataset": "busi", "source": phantoms, "dataset_id": 501, "output": tmp_path}
+                | options
+            )
+
+    fails("unknown data set 'busy'", dataset="busy")
+    fails("unknown format", to="tensorflow")
+    fails("unknown labels", labels="cyst")
+    fails(r"--dataset-id must lie in 1\.\.999", dataset_id=0)
+    fails("--dataset-id", dataset_id=None)
+    fails("threshold", threshold=255)
+    fails("size", size=(4, 4))
+    fails("does not exist", source=tmp_path / "nothing")
+    fails("export nnUNet_raw=", output=None)
+    (tmp_path / "Dataset501_Other").mkdir()
+    fails("dataset id 501 is taken by .*Dataset501_Other")
+    with pytest.raises(DataError, match="no BUSI images"):
+        convert_dataset("busi", tmp_path, dataset_id=5, output=tmp_path / "x")
+    broken = tmp_path / "broken.zip"
+    broken.write_bytes(b"PK not a zip")
+    with pytest.raises(DataError, match=r"broken\.zip is not a readable zip"):
+        convert_dataset("busi", broken, dataset_id=5, output=tmp_path / "x")
+
+
+def test_overwrite_is_needed_and_replaces_everything(phantoms, tmp_path):
+    result = convert(phantoms, tmp_path)
+    (result.target / "mine.txt").write_text("precious")
+    with pytest.raises(UsageError, match="--overwrite"):
+        convert(phantoms, tmp_path)
+    assert (result.target / "mine.txt").exists()
+    convert(phantoms, tmp_path, overwrite=True)
+    assert not (result.target / "mine.txt").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["Dataset501_BUSI"]
+
+
+def test_a_failed_overwrite_leaves_the_old_data(copy, tmp_path):
+    out = tmp_path / "out"
+    convert(copy, out)
+    before = digest(out)
+    spoil_truncated(copy)
+    with pytest.raises(DataError):
+        convert(copy, out, overwrite=True)
+    assert digest(out) == before
+
+
+def test_leftovers_of_a_killed_conversion_are_cleared(phantoms, tmp_path):
+    (tmp_path / ".Dataset501_BUSI.partial-abc" / "image").mkdir(parents=True)
+    convert(phantoms, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["Dataset501_BUSI"]
+
+
+def test_litter_in_the_zip_is_passed_over(phantoms, tmp_path):
+    archive = tmp_path / "busi.zip"
+    with zipfile.ZipFile(archive, "w") as z:
+        for path in phantoms.rglob("*.png"):
+            z.write(path, path.relative_to(phantoms.parent))
+        z.writestr("__MACOSX/Dataset_BUSI_with_GT/benign/._benign (1).png", b"junk")
+        z.writestr("Dataset_BUSI_with_GT/benign/Thumbs.db", b"junk")
+    assert len(convert(archive, tmp_path / "out").cases) == 22
+
+
+# ---------------------------------------------------------------- dmf filter
+
+
+def test_filtering_for_inference_is_what_the_converter_did(phantoms, tmp_path):
+    result = convert(phantoms, tmp_path)
+    written = filter_images(phantoms / "benign", tmp_path / "new", nnunet=True)
+    assert len(written) == len(list((phantoms / "benign").iterdir()))
+    for row in manifest(result.target)[:5]:
+        where = "imagesTs" if row["split"] == "test" else "imagesTr"
+        converted = result.target / where / f"{row['case']}_0000.png"
+        filtered = tmp_path / "new" / f"{Path(row['image']).stem}_0000.png"
+        assert converted.read_bytes() == filtered.read_bytes()
+
+
+def test_filter_one_file_and_its_errors(phantoms, tmp_path):
+    source = phantoms / "benign/benign (1).png"
+    assert filter_images(source, tmp_path / "one.png") == [tmp_path / "one.png"]
+    with pytest.raises(UsageError, match="--overwrite"):
+        filter_images(source, tmp_path / "one.png")
+    filter_images(source, tmp_path / "one.png", overwrite=True)
+    with pytest.raises(UsageError, match="does not exist"):
+        filter_images(tmp_path / "none", tmp_path / "out")
+    (tmp_path / "in").mkdir()
+    with pytest.raises(DataError, match="no images"):
+        filter_images(tmp_path / "in", tmp_path / "out")
+    shutil.copy(source, tmp_path / "in/a.png")
+    (tmp_path / "in/b.png").write_bytes(b"junk")
+    with pytest.raises(DataError, match=r"b\.png is not a readable image"):
+        filter_images(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists() or os.listdir(tmp_path / "out") == []
+
+
+# ---------------------------------------------------------------- real data
+
+
+@pytest.mark.slow
+def test_the_real_data_converts_and_its_known_duplicates_are_found(tmp_path):
+    source = shared("data/Dataset_BUSI_with_GT")
+    result = convert(source, tmp_path, include_normal=True)
+    rows = {row["case"]: row for row in manifest(result.target)}
+    assert Counter(row["class"] for row in rows.values()) == {
+        "benign": 256,
+        "malignant": 122,
+        "normal": 40,
+    }
+    for pair in [("benign_433", "malignant_145"), ("benign_131", "malignant_051"),
+                 ("benign_042", "malignant_051"), ("benign_164", "malignant_052"),
+                 ("benign_269", "normal_001")]:  # fmt: skip
+        assert rows[pair[0]]["group"] == rows[pair[1]]["group"], pair
+        assert rows[pair[0]]["split"] == rows[pair[1]]["split"], pair
+    assert len(rows["benign_025"]["masks"].split(";")) == 2
+    shares = Counter(row["split"] for row in rows.values())
+    assert shares["train"] / 418 == pytest.approx(0.70, abs=0.01)
+    assert shares["test"] / 418 == pytest.approx(0.15, abs=0.01)

@@ -1,0 +1,387 @@
+"""Semantics of the memory, the weights, the schedule and the state."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmf_plugins import WEIGHTINGS, DMFConfig, DynamicMemoryFusion
+from dmf_plugins.core import Window
+
+from .oracle import Oracle
+
+RULES = sorted(WEIGHTINGS)
+ADAPTIVE = [rule for rule in RULES if rule != "fixed"]
+
+
+def feed(fusion: DynamicMemoryFusion, history: torch.Tensor) -> torch.Tensor:
+    for values in history:
+        fusion(values)
+    return fusion.weights
+
+
+def decreasing(steps: int, n: int = 3, seed: int = 0) -> torch.Tensor:
+    """Plausible loss curves: exponential decay plus noise."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(steps)[:, None]
+    curve = rng.uniform(0.5, 2, n) * np.exp(-t / rng.uniform(20, 200, n)) + 0.1
+    return torch.tensor(curve * (1 + 0.1 * rng.standard_normal((steps, n))), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("rule", ["variance", "mad", "bayesian"])
+@pytest.mark.parametrize(("memory_size", "min_history"), [(30, 10), (31, 10), (5, 5), (1, 1)])
+def test_weights_match_a_float64_oracle(rule, memory_size, min_history):
+    fusion = DynamicMemoryFusion(
+        3, weighting=rule, memory_size=memory_size, min_history=min_history
+    )
+    oracle = Oracle(rule, 3, memory_size, min_history)
+    for values in decreasing(120):
+        fusion(values)
+        expected = oracle.step(values.double().numpy())
+        np.testing.assert_allclose(fusion.weights.numpy(), expected, atol=5e-5)
+
+
+finite = st.floats(-1e30, 1e30, allow_subnormal=False)
+histories = st.integers(1, 4).flatmap(
+    lambda n: st.lists(st.lists(finite, min_size=n, max_size=n), min_size=1, max_size=12)
+)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@given(history=histories)
+def test_any_finite_history_gives_finite_normalised_weights(rule, history):
+    table = torch.tensor(history, dtype=torch.float32)
+    fusion = DynamicMemoryFusion(table.shape[1], weighting=rule, memory_size=8, min_history=1)
+    for values in table:
+        total = fusion(values)
+        assert total.isfinite() or (values.abs() > 1e29).any()
+        assert fusion.weights.isfinite().all()
+        assert (fusion.weights >= 0).all()
+        assert fusion.weights.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("rule", ADAPTIVE)
+@given(order=st.permutations(range(20)))
+def test_score_does_not_depend_on_the_order_of_the_memory(rule, order):
+    history = decreasing(20)
+    valid = torch.ones(20, 1, dtype=torch.bool)
+    prior = torch.full((3,), 1 / 3).log()
+    score = WEIGHTINGS[rule](Window(history, valid, prior))
+    shuffled = WEIGHTINGS[rule](Window(history[list(order)], valid, prior))
+    torch.testing.assert_close(shuffled, score, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ADAPTIVE)
+@given(
+    term=st.integers(0, 2),
+    factor=st.floats(1.0, 50.0),
+    power=st.floats(0.2, 3.0),
+)
+def test_eq_9_takes_out_the_scale_of_a_symlogged_term(rule, term, factor, power):
+    """Eq. 9 promises invariance to ``symlog(h) -> a symlog(h) + b``: ``h -> k (1 + h)^a - 1``."""
+    history = decreasing(40)
+    other = history.clone()
+    other[:, term] = factor * (1 + history[:, term]) ** power - 1
+    options = dict(weighting=rule, memory_size=40, min_history=40)
+    torch.testing.assert_close(
+        feed(DynamicMemoryFusion(3, **options), other),
+        feed(DynamicMemoryFusion(3, **options), history),
+        atol=2e-4,
+        rtol=0,
+    )
+
+
+def test_plain_rescaling_is_not_promised_because_eq_10_comes_first():
+    history = decreasing(40)
+    options = dict(weighting="variance", memory_size=40, min_history=40)
+    before = feed(DynamicMemoryFusion(3, **options), history)
+    after = feed(DynamicMemoryFusion(3, **options), history * torch.tensor([100.0, 1, 1]))
+    assert (before - after).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_weights_stay_initial_until_min_history(rule):
+    initial = [0.5, 0.3, 0.2]
+    fusion = DynamicMemoryFusion(
+        3, weighting=rule, memory_size=20, min_history=10, initial_weights=[5, 3, 2]
+    )
+    history = decreasing(12)
+    torch.testing.assert_close(feed(fusion, history[:9]), torch.tensor(initial))
+    feed(fusion, history[9:])
+    assert (fusion.weights.allclose(torch.tensor(initial))) == (rule == "fixed")
+
+
+@pytest.mark.parametrize("rule", ADAPTIVE)
+def test_constant_histories_keep_the_last_valid_weights(rule):
+    fusion = DynamicMemoryFusion(3, weighting=rule, memory_size=10, min_history=5)
+    before = feed(fusion, decreasing(10))
+    feed(fusion, torch.tensor([[1.0, 2.0, 3.0]]).repeat(9, 1))
+    valid = fusion.weights  # one moving value is left in the memory
+    after = feed(fusion, torch.tensor([[1.0, 2.0, 3.0]]).repeat(10, 1))
+    torch.testing.assert_close(after, valid)
+    assert not before.allclose(torch.full((3,), 1 / 3))
+
+
+def test_current_values_count_and_the_oldest_leave():
+    fusion = DynamicMemoryFusion(2, weighting="variance", memory_size=3, min_history=3)
+    history = torch.tensor([[9.0, 1.0], [1.0, 1.0], [1.2, 4.0], [1.1, 2.0]])
+    oracle = Oracle("variance", 2, 3, 3)
+    for values in history:
+        fusion(values)
+        np.testing.assert_allclose(
+            fusion.weights.numpy(), oracle.step(values.double().numpy()), atol=1e-5
+        )
+
+
+def test_total_uses_raw_losses_and_gamma_before_the_counter_moves():
+    fusion = DynamicMemoryFusion(2, weighting="fixed", initial_weights=[3, 1], decay_interval=2)
+    losses, auxiliary = torch.tensor([2.0, 4.0]), torch.tensor(0.5)
+    expected = [5.0, 5.0, 5 * np.exp(-0.05), 5 * np.exp(-0.05), 5 * np.exp(-0.1)]
+    for gamma in expected:
+        assert fusion.gamma.item() == pytest.approx(gamma, rel=1e-6)
+        assert fusion(losses, auxiliary).item() == pytest.approx(2.5 + gamma * 0.5, rel=1e-6)
+    assert fusion.step == 5
+
+
+def test_gamma_decays_without_an_auxiliary_loss():
+    fusion = DynamicMemoryFusion(2, decay_interval=1)
+    feed(fusion, torch.ones(7, 2))
+    assert fusion.gamma.item() == pytest.approx(5 * np.exp(-0.35), rel=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_eval_records_nothing(rule):
+    fusion = DynamicMemoryFusion(3, weighting=rule, memory_size=9, min_history=3, decay_interval=1)
+    feed(fusion, decreasing(8))
+    before = fusion.state_dict_dmf()
+    fusion.eval()
+    feed(fusion, decreasing(20, seed=1))
+    after = fusion.state_dict_dmf()
+    assert all(
+        torch.equal(before[k], after[k]) for k in before if isinstance(before[k], torch.Tensor)
+    )
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_no_gradient_flows_through_the_weights(rule):
+    fusion = DynamicMemoryFusion(3, weighting=rule, memory_size=10, min_history=2)
+    feed(fusion, decreasing(9))
+    losses = torch.tensor([0.4, 0.8, 0.6], requires_grad=True)
+    fusion(losses).backward()
+    torch.testing.assert_close(losses.grad, fusion.weights)
+    assert not fusion.weights.requires_grad
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_step_that_is_not_finite_is_returned_but_not_recorded(rule, bad):
+    fusion = DynamicMemoryFusion(3, weighting=rule, memory_size=10, min_history=2)
+    history = decreasing(20)
+    feed(fusion, history[:10])
+    weights = fusion.weights
+    total = fusion(torch.tensor([bad, 0.5, 0.5]))
+    assert not total.isfinite()
+    assert torch.equal(fusion.weights, weights)
+    assert (fusion.step, fusion.skipped) == (10, 1)
+
+    clean = DynamicMemoryFusion(3, weighting=rule, memory_size=10, min_history=2)
+    assert torch.equal(feed(fusion, history[10:]), feed(clean, history))
+
+
+def test_record_false_leaves_the_memory_alone_and_is_not_counted_as_broken():
+    fusion = DynamicMemoryFusion(2, memory_size=5, min_history=2)
+    fusion(torch.tensor([1.0, 2.0]), record=torch.tensor(False))
+    assert (fusion.step, fusion.skipped) == (0, 0)
+
+
+def test_a_saturated_posterior_does_not_turn_an_infinite_term_into_nan():
+    fusion = DynamicMemoryFusion(2, weighting="fixed", initial_weights=[0, 1])
+    assert fusion(torch.tensor([torch.inf, 1.0])).item() == 1.0
+
+
+def test_bayesian_saturates_and_min_weight_keeps_terms_alive():
+    history = decreasing(600)
+    free = DynamicMemoryFusion(3, weighting="bayesian", memory_size=50, min_history=20)
+    bounded = DynamicMemoryFusion(
+        3, weighting="bayesian", memory_size=50, min_history=20, min_weight=0.1
+    )
+    assert feed(free, history).max() > 0.999
+    assert feed(bounded, history).min() >= 0.1 - 1e-6
+
+
+@pytest.mark.parametrize("rule", ADAPTIVE)
+@given(bound=st.floats(0, 0.33), ema=st.none() | st.floats(0, 0.99))
+def test_bound_and_smoothing_keep_the_weights_a_distribution(rule, bound, ema):
+    fusion = DynamicMemoryFusion(
+        3, weighting=rule, memory_size=10, min_history=2, min_weight=bound, weight_ema=ema
+    )
+    feed(fusion, decreasing(15))
+    assert fusion.weights.min() >= bound - 1e-5
+    assert fusion.weights.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_weight_ema_is_the_stated_recursion():
+    history = decreasing(30)
+    raw = DynamicMemoryFusion(3, memory_size=10, min_history=2)
+    smooth = DynamicMemoryFusion(3, memory_size=10, min_history=2, weight_ema=0.9)
+    expected = smooth.weights
+    for i, values in enumerate(history):
+        raw(values)
+        smooth(values)
+        if i >= 1:
+            expected = 0.9 * expected + 0.1 * raw.weights
+        torch.testing.assert_close(smooth.weights, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_resume_is_bit_exact(rule, tmp_path):
+    options = dict(weighting=rule, memory_size=12, min_history=4, decay_interval=3, weight_ema=0.5)
+    history = decreasing(50)
+    whole, first = DynamicMemoryFusion(3, **options), DynamicMemoryFusion(3, **options)
+    feed(whole, history)
+    feed(first, history[:23])
+    torch.save(first.state_dict_dmf(), tmp_path / "state.pth")
+    second = DynamicMemoryFusion(3, **options)
+    second.load_state_dict_dmf(torch.load(tmp_path / "state.pth", weights_only=True))
+    assert torch.equal(feed(second, history[23:]), whole.weights)
+    assert torch.equal(second.gamma, whole.gamma)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            second.state_dict_dmf().values(), whole.state_dict_dmf().values(), strict=True
+        )
+        if isinstance(a, torch.Tensor)
+    )
+
+
+def test_state_is_not_in_the_ordinary_state_dict():
+    assert DynamicMemoryFusion(3).state_dict() == {}
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (dict(names=("a", "b", "c"), memory_size=60), "memory_size=150"),
+        (dict(names=("a", "b")), "names"),
+        (dict(names=("b", "a", "c")), "names"),
+        (dict(names=("a", "b", "c"), weighting="mad"), "weighting"),
+    ],
+)
+def test_a_state_of_other_settings_is_refused_and_changes_nothing(other, message):
+    state = DynamicMemoryFusion(**other).state_dict_dmf()
+    fusion = DynamicMemoryFusion(("a", "b", "c"))
+    feed(fusion, decreasing(60))
+    before = fusion.weights
+    with pytest.raises(ValueError, match=message):
+        fusion.load_state_dict_dmf(state)
+    assert torch.equal(fusion.weights, before)
+
+
+def test_a_damaged_state_is_refused():
+    fusion = DynamicMemoryFusion(2)
+    good = fusion.state_dict_dmf()
+    for damage, message in [
+        ({"version": 99}, "version"),
+        ({"weights": torch.full((2,), torch.nan)}, "NaN"),
+        ({"history": None}, "lacks 'history'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            fusion.load_state_dict_dmf({**good, **damage})
+    with pytest.raises(ValueError, match="not a DMF state"):
+        fusion.load_state_dict_dmf([1, 2])
+
+
+def test_reset_forgets_everything():
+    fusion = DynamicMemoryFusion(3, memory_size=10, min_history=2)
+    fresh = fusion.state_dict_dmf()
+    feed(fusion, decreasing(15))
+    fusion.reset()
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(fresh.values(), fusion.state_dict_dmf().values(), strict=True)
+        if isinstance(a, torch.Tensor)
+    )
+
+
+def test_losses_may_be_named_in_any_order():
+    fusion = DynamicMemoryFusion(("ce", "dice"), weighting="fixed", initial_weights=[1, 3])
+    total = fusion({"dice": torch.tensor(4.0), "ce": torch.tensor(8.0)})
+    assert total.item() == 5.0
+    with pytest.raises(ValueError, match=r"\['ce', 'dice'\]"):
+        fusion({"ce": torch.tensor(1.0)})
+    with pytest.raises(ValueError, match="shape"):
+        fusion(torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_losses_are_weighed_in_float32(dtype):
+    history = decreasing(30).to(dtype)
+    half = DynamicMemoryFusion(3, memory_size=10, min_history=2)
+    full = DynamicMemoryFusion(3, memory_size=10, min_history=2)
+    for values in history:
+        assert half(values).dtype == torch.float32
+        full(values.float())
+    assert torch.equal(half.weights, full.weights)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_step_compiles_without_a_graph_break(rule):
+    options = dict(weighting=rule, memory_size=6, min_history=2, min_weight=0.05, weight_ema=0.5)
+    plain, other = DynamicMemoryFusion(3, **options), DynamicMemoryFusion(3, **options)
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    for values in decreasing(12):
+        torch.testing.assert_close(
+            compiled(values, values.mean()), plain(values, values.mean()), atol=1e-6, rtol=1e-6
+        )
+    torch.testing.assert_close(other.weights, plain.weights, atol=1e-6, rtol=0)
+    assert other.step == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(min_history=200), "min_history .200. exceeds memory_size .150."),
+        (dict(memory_size=0), "memory_size"),
+        (dict(memory_size=2.5), "memory_size"),
+        (dict(decay_interval=0), "decay_interval"),
+        (dict(gamma0=-1), "gamma0"),
+        (dict(decay_rate=float("nan")), "decay_rate"),
+        (dict(initial_weights=[1, 2]), "initial_weights needs 3"),
+        (dict(initial_weights=[1, -1, 1]), "initial_weights"),
+        (dict(initial_weights=[0, 0, 0]), "initial_weights"),
+        (dict(prior=[1, 0, 1]), "prior must be positive"),
+        (dict(min_weight=0.5), "min_weight"),
+        (dict(min_weight=0.2, initial_weights=[0.1, 0.5, 0.4]), "fall below"),
+        (dict(weight_ema=1.0), "weight_ema"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        DynamicMemoryFusion(3, **options)
+
+
+def test_unknown_names_come_with_a_suggestion():
+    with pytest.raises(KeyError, match="did you mean 'variance'"):
+        DynamicMemoryFusion(3, weighting="varience")
+    with pytest.raises(TypeError, match="did you mean 'memory_size'"):
+        DMFConfig.from_dict({"memory_sise": 3})
+    with pytest.raises(ValueError, match="differ"):
+        DynamicMemoryFusion(("a", "a"))
+
+
+def test_repr_tells_the_settings():
+    text = repr(DynamicMemoryFusion(("ce", "dice"), weighting="mad", min_weight=0.1))
+    assert all(part in text for part in ("'ce', 'dice'", "'mad'", "memory_size=150", "0.1"))
+
+
+def test_states_survive_a_buffer_of_bytes():
+    fusion = DynamicMemoryFusion(2)
+    buffer = io.BytesIO()
+    torch.save(fusion.state_dict_dmf(), buffer)
+    buffer.seek(0)
+    fusion.load_state_dict_dmf(torch.load(buffer, weights_only=True))

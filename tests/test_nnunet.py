@@ -1,0 +1,331 @@
+"""nnU-Net through its own commands on a small data set and a shrunken plan."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from dmf_plugins.data import convert_dataset
+from dmf_plugins.paths import bundled
+
+pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
+pytestmark = pytest.mark.slow
+CONFIGURATION = "2d_tiny"
+CHECKPOINT_KEYS = {
+    "network_weights", "optimizer_state", "grad_scaler_state", "logging", "_best_ema",
+    "current_epoch", "init_args", "trainer_name", "inference_allowed_mirroring_axes",
+}  # fmt: skip
+
+
+@dataclass
+class Workspace:
+    """nnU-Net's three folders, and its commands run in them."""
+
+    root: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+        ours = subprocess.run(
+            [sys.executable, self.script("dmf"), "paths", "--nnunet"],
+            capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+        return {
+            **os.environ,
+            **{name: str(self.root / name) for name in names},
+            "nnUNet_extTrainer": os.pathsep.join((ours, str(Path(__file__).parent / "nnunet"))),
+            "nnUNet_def_n_proc": "1",
+            "nnUNet_compile": "f",
+        }
+
+    @staticmethod
+    def script(name: str) -> str:
+        return str(Path(sysconfig.get_path("scripts")) / name)
+
+    def run(self, command: str, *arguments: object, code: int = 0, **environment: str) -> str:
+        result = subprocess.run(
+            [sys.executable, self.script(command), *map(str, arguments)],
+            env={**self.environment, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == code, result.stdout[-4000:]
+        return result.stdout
+
+    def train(self, trainer: str, *arguments: object, dataset: int = 501, **options) -> str:
+        return self.run(
+            "nnUNetv2_train",
+            *(dataset, CONFIGURATION, 0, "-tr", trainer, "-device", "cpu", *arguments),
+            # augmentation in the process itself can be seeded
+            **{"nnUNet_n_proc_DA": "0", **options},
+        )
+
+    def fold(self, trainer: str, dataset: str = "Dataset501_BUSI") -> Path:
+        model = f"{trainer}__nnUNetPlans__{CONFIGURATION}"
+        return self.root / "nnUNet_results" / dataset / model / "fold_0"
+
+
+def shrink(preprocessed: Path) -> None:
+    """A configuration with three stages of few channels."""
+    path = preprocessed / "nnUNetPlans.json"
+    plans = json.loads(path.read_text())
+    architecture = json.loads(json.dumps(plans["configurations"]["2d"]["architecture"]))
+    kwargs = architecture["arch_kwargs"]
+    kwargs.update(
+        n_stages=3,
+        features_per_stage=[8, 16, 32],
+        kernel_sizes=[[3, 3]] * 3,
+        strides=[[1, 1], [2, 2], [2, 2]],
+        n_conv_per_stage=[1, 1, 1],
+        n_conv_per_stage_decoder=[1, 1],
+    )
+    plans["configurations"][CONFIGURATION] = {
+        "inherits_from": "2d",
+        "architecture": architecture,
+        "patch_size": [64, 64],
+        "batch_size": 2,
+    }
+    path.write_text(json.dumps(plans))
+
+
+@pytest.fixture(scope="module")
+def workspace(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    space = Workspace(tmp_path_factory.mktemp("nnunet"))
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (space.root / name).mkdir()
+    space.run("dmf", "convert", "busi", phantoms, "--to", "nnunet", "--dataset-id", 501)
+    log = space.run(
+        "nnUNetv2_plan_and_preprocess",
+        *("-d", 501, "-c", "2d", "-np", 2, "-npfp", 2, "--verify_dataset_integrity"),
+    )
+    assert "verify_dataset_integrity Done" in log
+    shrink(space.root / "nnUNet_preprocessed" / "Dataset501_BUSI")
+    return space
+
+
+@pytest.fixture(scope="module")
+def trained(workspace: Workspace) -> Path:
+    """Fold of an uninterrupted training of 4 epochs."""
+    log = workspace.train("nnUNetTrainerDMF_Mine", TEST_EPOCHS="4")
+    assert "Using splits from existing split file" in log
+    assert "This split has 15 training" in log
+    assert "DMF weights: ce 0." in log
+    assert "Mean Validation Dice" in log
+    return workspace.fold("nnUNetTrainerDMF_Mine")
+
+
+def test_training_writes_log_picture_and_checkpoint(trained):
+    log = pd.read_csv(trained / "dmf_log.csv")
+    assert len(log) == 24  # training steps only: validation records nothing
+    assert log["step"].tolist() == list(range(24))
+    np.testing.assert_allclose(log["weight_ce"] + log["weight_dice"], 1, atol=1e-5)
+    assert (log.loc[:2, "weight_ce"] == 0.5).all()
+    assert log.loc[5:, "weight_ce"].nunique() > 10
+    total = log["weight_ce"] * log["value_ce"] + log["weight_dice"] * log["value_dice"]
+    np.testing.assert_allclose(log["total"], total + log["gamma"] * log["auxiliary"], rtol=1e-4)
+    assert Image.open(trained / "dmf_dynamics.png").size == (1000, 900)
+    checkpoint = torch.load(trained / "checkpoint_final.pth", weights_only=False)
+    assert set(checkpoint) == CHECKPOINT_KEYS | {"dmf"}
+    assert checkpoint["dmf"]["step"] == 24
+    assert not list(trained.glob("*.partial"))
+
+
+def test_stock_network_loads_the_weights(workspace, trained):
+    """The DMF state is not among the network's keys."""
+    checkpoint = torch.load(trained / "checkpoint_final.pth", weights_only=False)
+    assert not any("dmf" in key or "loss" in key for key in checkpoint["network_weights"])
+
+
+def test_a_crashed_training_continues_bit_exactly(workspace, trained):
+    """4 epochs in one go equal 2 epochs, a crash, and --c."""
+    whole = (trained / "dmf_log.csv").read_text()
+    final = torch.load(trained / "checkpoint_final.pth", weights_only=False)
+    aside = trained.with_name("whole")
+    shutil.rmtree(aside, ignore_errors=True)
+    trained.rename(aside)
+    try:
+        workspace.train("nnUNetTrainerDMF_Mine", TEST_EPOCHS="4", TEST_CRASH_AFTER="2", code=9)
+        assert (trained / "checkpoint_latest.pth").exists()
+        # what a crash in the next epoch may leave behind
+        with (trained / "dmf_log.csv").open("a") as stream:
+            stream.write("2,12,0.5,0.5\n")
+        workspace.train("nnUNetTrainerDMF_Mine", "--c", TEST_EPOCHS="4")
+        assert (trained / "dmf_log.csv").read_text() == whole
+        resumed = torch.load(trained / "checkpoint_final.pth", weights_only=False)
+        for key, value in final["dmf"].items():
+            assert torch.equal(resumed["dmf"][key], value) if torch.is_tensor(value) else True, key
+        for key, value in final["network_weights"].items():
+            assert torch.equal(resumed["network_weights"][key], value), key
+    finally:
+        shutil.rmtree(trained, ignore_errors=True)
+        aside.rename(trained)
+
+
+def test_validation_only_and_prediction(workspace, trained, tmp_path):
+    assert "Mean Validation Dice" in workspace.train("nnUNetTrainerDMF_Mine", "--val")
+    assert "Mean Validation Dice" in workspace.train("nnUNetTrainerDMF_Mine", "--val", "--val_best")
+    raw = workspace.root / "nnUNet_raw" / "Dataset501_BUSI"
+    workspace.run(
+        "nnUNetv2_predict",
+        *("-i", raw / "imagesTs", "-o", tmp_path, "-d", 501, "-c", CONFIGURATION, "-f", 0),
+        *("-tr", "nnUNetTrainerDMF_Mine", "-device", "cpu", "-npp", 1, "-nps", 1),
+    )
+    for label in (raw / "labelsTs").glob("*.png"):
+        prediction = np.asarray(Image.open(tmp_path / label.name))
+        assert prediction.shape == np.asarray(Image.open(label)).shape
+        assert set(np.unique(prediction)) <= {0, 1}
+
+
+def test_a_checkpoint_of_other_settings_is_refused_by_name(workspace, trained):
+    other = workspace.fold("nnUNetTrainerDMF_OtherMemory")
+    other.mkdir(parents=True)
+    shutil.copy(trained / "checkpoint_best.pth", other / "checkpoint_latest.pth")
+    log = workspace.train("nnUNetTrainerDMF_OtherMemory", "--c", code=1)
+    assert "cannot continue nnUNetTrainerDMF_OtherMemory" in log
+    assert "memory_size=20" in log
+    assert "-pretrained_weights" in log
+
+    checkpoint = torch.load(trained / "checkpoint_best.pth", weights_only=False)
+    del checkpoint["dmf"]
+    torch.save(checkpoint, other / "checkpoint_latest.pth")
+    assert "without DMF" in workspace.train("nnUNetTrainerDMF_OtherMemory", "--c", code=1)
+
+    whole = (trained / "checkpoint_best.pth").read_bytes()
+    (other / "checkpoint_latest.pth").write_bytes(whole[: len(whole) // 2])
+    log = workspace.train("nnUNetTrainerDMF_OtherMemory", "--c", code=1)
+    assert "checkpoint_latest.pth is damaged" in log
+
+
+# ------------------------------------------------- inside one process, for what no command shows
+
+
+@pytest.fixture
+def build(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
+    """Factory of initialised trainers, with a changed dataset.json if asked."""
+    for name, value in workspace.environment.items():
+        monkeypatch.setenv(name, value)
+    from dmf_plugins.nnunet import TRAINERS
+
+    base = workspace.root / "nnUNet_preprocessed" / "Dataset501_BUSI"
+
+    def make(trainer: str, **dataset):
+        plans = json.loads((base / "nnUNetPlans.json").read_text())
+        plans["continue_training"] = False
+        content = {**json.loads((base / "dataset.json").read_text()), **dataset}
+        made = TRAINERS[trainer](plans, CONFIGURATION, 0, content, torch.device("cpu"))
+        made.initialize()
+        return made
+
+    return make
+
+
+def test_every_documented_trainer_is_found_and_pickles(workspace, build):
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    names = ["nnUNetTrainerDMF", "nnUNetTrainerDMF_Fixed", "nnUNetTrainerDMF_Quick"]
+    names += [
+        f"nnUNetTrainerDMF_{rule}_{auxiliary}"
+        for rule in ("Variance", "MAD", "Bayesian")
+        for auxiliary in ("CBDice", "Tversky", "Focal", "NoAux")
+    ]
+    for name in names:
+        found = recursive_find_trainer_class_by_name(name)
+        assert pickle.loads(pickle.dumps(found)) is found
+        loss = build(name).loss.loss
+        rule = name.split("_")[1].lower() if name.count("_") == 2 else None
+        assert rule in (None, loss.fusion.config.weighting)
+    assert build("nnUNetTrainerDMF_Fixed").loss.loss.auxiliary is None
+
+
+def test_the_trainers_folder_needs_no_mmseg(workspace):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import dmf;"
+        "assert not any(m.split('.')[0] in ('mmseg', 'mmcv', 'mmengine') for m in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(bundled("nnunet_trainers"))], check=True)
+
+
+def test_scales_are_combined_per_term_and_recorded_once(build):
+    trainer = build("nnUNetTrainerDMF")
+    loss = trainer.loss
+    assert loss.scale_weights == [1.0, 0.0]
+    loss.scale_weights = [0.75, 0.25]
+    outputs = [torch.randn(2, 2, s, s, requires_grad=True) for s in (64, 32)]
+    targets = [torch.randint(0, 2, (2, 1, s, s)) for s in (64, 32)]
+    expected = 0.75 * loss.loss.terms(outputs[0], targets[0]).values
+    expected = expected + 0.25 * loss.loss.terms(outputs[1], targets[1]).values
+    total = loss(outputs, targets)
+    torch.testing.assert_close(loss.loss.last["terms"], expected.detach())
+    assert loss.loss.fusion.step == 1
+    total.backward()
+    assert all(output.grad.abs().sum() > 0 for output in outputs)
+    loss(outputs[0], targets[0])  # one plain tensor, as with deep supervision switched off
+    assert loss.loss.fusion.step == 2
+    with torch.no_grad():
+        loss(outputs, targets)
+    assert loss.loss.fusion.step == 2
+    with pytest.raises(ValueError, match="2 scale weights"):
+        loss([*outputs, outputs[0]], [*targets, targets[0]])
+
+
+def test_ignore_label_and_regions(build):
+    ignoring = build("nnUNetTrainerDMF", labels={"background": 0, "lesion": 1, "ignore": 2})
+    logits = torch.randn(2, 2, 64, 64, requires_grad=True)
+    total = ignoring.loss([logits, logits[..., ::2, ::2]], [torch.full((2, 1, 64, 64), 2)] * 2)
+    assert total.item() == 0
+    assert ignoring.loss.loss.fusion.step == 0
+
+    regions = build(
+        "nnUNetTrainerDMF",
+        labels={"background": 0, "whole": [1, 2], "core": 2, "ignore": 3},
+        regions_class_order=[1, 2],
+    )
+    target = torch.rand(2, 3, 64, 64) > 0.5
+    plain = regions.loss.loss.terms(logits, target[:, :2], mask=~target[:, 2:]).values
+    regions.loss(logits, target)
+    torch.testing.assert_close(regions.loss.loss.last["terms"], plain.detach())
+    assert regions.loss.loss.fusion.step == 1
+
+
+@pytest.mark.parametrize("scheme", ["ignore", "regions"])
+def test_training_with_ignore_label_or_regions(scheme, phantoms, workspace, tmp_path):
+    """Through the commands, on labels that really hold them."""
+    space = Workspace(tmp_path)
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / name).mkdir()
+    target = convert_dataset(
+        "busi", phantoms, dataset_id=502, output=tmp_path / "nnUNet_raw", labels="benign-malignant"
+    ).target
+    dataset = json.loads((target / "dataset.json").read_text())
+    dataset["labels"] = {"background": 0, "benign": 1, "malignant": 2, "ignore": 3}
+    if scheme == "regions":
+        dataset["labels"] = {"background": 0, "lesion": [1, 2], "malignant": 2, "ignore": 3}
+        dataset["regions_class_order"] = [1, 2]
+    (target / "dataset.json").write_text(json.dumps(dataset))
+    for path in (target / "labelsTr").glob("*.png"):
+        label = np.array(Image.open(path))
+        label[:10] = 3
+        Image.fromarray(label).save(path)
+    space.run("nnUNetv2_plan_and_preprocess", "-d", 502, "-c", "2d", "-np", 2, "-npfp", 2)
+    shrink(tmp_path / "nnUNet_preprocessed" / target.name)
+    log = space.train("nnUNetTrainerDMF_Mine", dataset=502)
+    assert "Training done" in log
+    steps = pd.read_csv(space.fold("nnUNetTrainerDMF_Mine", target.name) / "dmf_log.csv")
+    assert len(steps) == 12
+    assert np.isfinite(steps["total"]).all()
+    assert steps["weight_ce"].nunique() > 3
