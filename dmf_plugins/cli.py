@@ -25,6 +25,7 @@ class Framework(str, Enum):
     """Target format of the converter."""
 
     nnunet = "nnunet"
+    mmseg = "mmseg"
 
 
 class Labels(str, Enum):
@@ -60,7 +61,7 @@ def _root(
     epilog="Example: dmf convert busi Dataset_BUSI_with_GT.zip --to nnunet --dataset-id 501"
 )
 def convert(
-    dataset: Annotated[str, typer.Argument(help="Data set to read: busi.")],
+    dataset: Annotated[str, typer.Argument(help="Data set to read: busi, busc or bus.")],
     source: Annotated[Path, typer.Argument(help="Folder or zip, as downloaded.")],
     to: Annotated[Framework, typer.Option(help="Framework to write for.")],
     dataset_id: Annotated[
@@ -79,7 +80,7 @@ def convert(
     sigma_space: SigmaSpace = 75.0,
     size: Size = None,
     threshold: Annotated[
-        int, typer.Option(help="Lesion where the mask exceeds this grey value.")
+        int, typer.Option(help="Lesion where the mask exceeds this grey value, 0..254.")
     ] = 127,
     seed: Annotated[int, typer.Option(help="Of the 70/15/15 split.")] = 0,
     skip_invalid: Annotated[
@@ -161,13 +162,35 @@ def paths(
     nnunet: Annotated[
         bool, typer.Option("--nnunet", help="Folder for the variable nnUNet_extTrainer.")
     ] = False,
+    mmseg: Annotated[
+        bool, typer.Option("--mmseg", help="Folder of the MMSegmentation configs.")
+    ] = False,
 ) -> None:
-    """Print where the trainers live."""
+    """Print where the trainers or the configs live."""
     from dmf_plugins.paths import bundled
 
-    if not nnunet:
-        raise UsageError("say which path: dmf paths --nnunet")
-    typer.echo(bundled("nnunet_trainers"))
+    if nnunet == mmseg:
+        raise UsageError("say which path: dmf paths --nnunet, or dmf paths --mmseg")
+    typer.echo(bundled("nnunet_trainers" if nnunet else "mmseg_configs"))
+
+
+@app.command("copy-configs", epilog="Example: dmf copy-configs my_project/dmf_configs")
+def copy_configs(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Copy the MMSegmentation configs next to your own, to inherit from by a relative path."""
+    import shutil
+
+    from dmf_plugins.data.convert import building
+    from dmf_plugins.paths import bundled
+
+    if output.exists() and not overwrite:
+        raise UsageError(f"{output} exists; --overwrite replaces it")
+    with building(output) as folder:
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(bundled("mmseg_configs"), folder, dirs_exist_ok=True, ignore=ignore)
+    typer.echo(f"wrote {output}")
 
 
 @app.command(epilog="Example: dmf plot results/fold_0/dmf_log.csv weights.svg")

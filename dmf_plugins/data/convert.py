@@ -141,6 +141,12 @@ def convert_dataset(
         reading = info.read(files)
         if not include_normal:
             reading.drop("normal")
+        unknown = [case for case in reading.cases if case.category == "lesion"]
+        if labels == "benign-malignant" and unknown:
+            raise UsageError(
+                f"{info.title} does not tell benign from malignant (such as "
+                f"{files.where(unknown[0].image)}); use --labels lesion"
+            )
         prepared = _prepare_all(
             reading, files, folder, labels, bilateral, size, threshold, workers, progress
         )

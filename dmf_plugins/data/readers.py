@@ -20,7 +20,7 @@ class Case:
 
     Attributes:
         case_id: unique name, safe as a file name in every framework.
-        category: ``benign``, ``malignant`` or ``normal``.
+        category: ``benign``, ``malignant``, ``normal``, or ``lesion`` where the class is not known.
         image: path in the source.
         masks: paths in the source; several are to be united.
     """
@@ -115,6 +115,121 @@ def read_busi(source: Source) -> Reading:
     return reading
 
 
+_IMAGE_FOLDERS = {"images", "image", "imgs", "img"}
+_MASK_FOLDERS = {"masks", "mask", "labels", "label", "annotations", "gt", "ground_truth"}
+_MASK_AFFIX = re.compile(
+    r"^(?:mask|gt|label|seg)[ _-]+|[ _-]+(?:mask|gt|label|seg|prob|probability|map)(?:[ _-]?\d)?$",
+    re.IGNORECASE,
+)
+
+
+def read_paired(source: Source) -> Reading:
+    """Folders ``images`` and ``masks`` at any depth, as in BUSC and BUS.
+
+    Image and mask belong together when class folder and stem agree, a prefix or suffix such as
+    ``_mask`` aside; where no stem agrees and the counts are equal, in sorted order, which is
+    remarked. The class is read from a folder or file name that holds ``benign`` or ``malignant``.
+
+    Raises:
+        DataError: there is no such pair of folders.
+    """
+    images, masks = _below(source, _IMAGE_FOLDERS), _below(source, _MASK_FOLDERS)
+    if not images or not masks:
+        raise DataError(_no_pairs(source, images))
+    reading = Reading()
+    by_key: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name in masks:
+        by_key[_class_of(name), _stem(name)].append(name)
+    keys = {name: (_class_of(name), _stem(name)) for name in images}
+    if not any(key in by_key for key in keys.values()):
+        if len(images) != len(masks):
+            raise DataError(
+                f"no mask in {source.path} is named like an image, and {len(images)} images cannot be "
+                f"paired with {len(masks)} masks in order; name them alike, such as a.png and a_mask.png"
+            )
+        reading.remarks.append(
+            f"no mask is named like an image: {len(images)} pairs made in sorted order, such as "
+            f"{images[0]} with {masks[0]}; look at preview.png"
+        )
+        by_key = {keys[image]: [mask] for image, mask in zip(images, masks, strict=True)}
+    seen: dict[str, str] = {}
+    for name in images:
+        category, stem = keys[name]
+        found = by_key.pop(keys[name], None)
+        case_id = _case_id(category, stem)
+        if case_id in seen:
+            text = f"{source.where(name)} and {source.where(seen[case_id])} would share the name {case_id}"
+            reading.problems.append(Problem(category, f"{text}; rename one"))
+        elif found is None:
+            text = f"missing mask: {source.where(name)} needs a mask named {stem} or {stem}_mask"
+            reading.problems.append(Problem(category, text))
+        else:
+            seen[case_id] = name
+            reading.cases.append(Case(case_id, category, name, tuple(found)))
+    for (category, _), names in by_key.items():
+        text = f"mask without an image: {source.where(names[0])}"
+        reading.problems.append(Problem(category, text))
+    return reading
+
+
+def read_busc(source: Source) -> Reading:
+    """BUSC, the annotated release: ``Segmentation/{images,masks}``. See :func:`read_paired`.
+
+    Raises:
+        DataError: ``source`` is the parent release, which has no masks, or holds no pairs.
+    """
+    parent = [n for n in source.names if "originals" in PurePosixPath(n.lower()).parts]
+    if parent and not _below(source, _MASK_FOLDERS):
+        raise DataError(
+            f"{source.path} is the release without masks (Mendeley Data wmy84gzngw, "
+            f"{source.where(parent[0])}); the annotated one is Mendeley Data vckdnhtw26"
+        )
+    return read_paired(source)
+
+
+def _below(source: Source, folders: set[str]) -> list[str]:
+    """Image files with one of ``folders`` among their parents, in natural order."""
+    found = []
+    for name in source.names:
+        path = PurePosixPath(name)
+        parents = {part.lower() for part in path.parts[:-1]}
+        if path.suffix.lower() in IMAGE_SUFFIXES and parents & folders:
+            found.append(name)
+    return sorted(found, key=_natural)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key in which ``a2`` comes before ``a10``."""
+    return [(int(p), "") if p.isdigit() else (-1, p.lower()) for p in re.split(r"(\d+)", name)]
+
+
+def _class_of(name: str) -> str:
+    for part in reversed(PurePosixPath(name.lower()).parts):
+        for category in ("benign", "malignant"):
+            if category in part:
+                return category
+    return "lesion"
+
+
+def _stem(name: str) -> str:
+    return _MASK_AFFIX.sub("", PurePosixPath(name).stem.lower())
+
+
+def _case_id(category: str, stem: str) -> str:
+    """File name safe in every framework; nnU-Net reads a last ``_0000`` as a channel number."""
+    safe = re.sub(r"\W+", "_", stem).strip("_")
+    safe = re.sub(r"_(\d{4})$", r"-\1", safe)
+    return safe if category in safe else f"{category}_{safe}"
+
+
+def _no_pairs(source: Source, images: list[str]) -> str:
+    missing = "masks" if images else "images"
+    return (
+        f"no folder '{missing}' with images in {source.path}: expected folders 'images' and 'masks' at "
+        "any depth; give the folder or zip as downloaded"
+    )
+
+
 READERS.register("busi")(
     DatasetInfo(
         title="BUSI",
@@ -124,5 +239,31 @@ READERS.register("busi")(
             "Data in Brief 28, 104863 (2020). doi:10.1016/j.dib.2019.104863"
         ),
         licence="not stated in the files; see the publication and the page you downloaded from",
+    )
+)
+
+READERS.register("busc")(
+    DatasetInfo(
+        title="BUSC",
+        read=read_busc,
+        citation=(
+            "Iqbal A, Sharif M. UNet: A semi-supervised method for segmentation of breast tumor images "
+            "using a U-shaped pyramid-dilated network. Expert Systems with Applications 221, 119718 "
+            "(2023). Data: Mendeley Data, doi:10.17632/vckdnhtw26.1; images from Rodrigues PS, Breast "
+            "Ultrasound Image, Mendeley Data, doi:10.17632/wmy84gzngw.1"
+        ),
+        licence="CC BY 4.0",
+    )
+)
+READERS.register("bus")(
+    DatasetInfo(
+        title="BUS",
+        read=read_paired,
+        citation=(
+            "Iqbal A, Sharif M. UNet: A semi-supervised method for segmentation of breast tumor images "
+            "using a U-shaped pyramid-dilated network. Expert Systems with Applications 221, 119718 "
+            "(2023). Data: BUS Synthetic Dataset, Mendeley Data, doi:10.17632/r4phtn49r7.1"
+        ),
+        licence="see the Mendeley Data page",
     )
 )

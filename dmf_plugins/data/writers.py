@@ -157,6 +157,53 @@ class NnUNetWriter:
         return None if self.preprocessed is None else self.preprocessed / "splits_final.json"
 
 
+@WRITERS.register("mmseg")
+class MMSegWriter:
+    """MMSegmentation: ``NAME/{img_dir,ann_dir}/{train,val,test}/*.png``, labels from 0.
+
+    Args:
+        info: the data set.
+        dataset_id: must be None; it is nnU-Net's.
+        output: folder of data sets; None takes ``data``, where mmseg's configs look.
+
+    Raises:
+        UsageError: ``dataset_id`` is given.
+    """
+
+    def __init__(self, info: DatasetInfo, dataset_id: int | None, output: Path | None) -> None:
+        if dataset_id is not None:
+            raise UsageError("--dataset-id belongs to --to nnunet; for mmseg leave it out")
+        self.info = info
+        self.target = (Path("data") if output is None else output.expanduser()) / info.title
+
+    def check(self, overwrite: bool) -> None:
+        """Nothing but the target can collide."""
+
+    def image_path(self, case: WrittenCase) -> str:
+        return f"img_dir/{case.split}/{case.case_id}.png"
+
+    def label_path(self, case: WrittenCase) -> str:
+        return f"ann_dir/{case.split}/{case.case_id}.png"
+
+    def write_metadata(
+        self, folder: Path, cases: Sequence[WrittenCase], labels: dict[str, int], seed: int
+    ) -> None:
+        content = {
+            "name": self.info.title,
+            "classes": list(labels),
+            "reduce_zero_label": False,
+            "reference": self.info.citation,
+            "licence": self.info.licence,
+        }
+        write_json(folder / "dataset.json", content)
+
+    def publish(self, overwrite: bool) -> list[str]:
+        return [
+            f"in your config: data_root = '{self.target}', type='BreastUltrasoundDataset'",
+            f'python tools/train.py "$(dmf paths --mmseg)/unet_dmf_{self.info.title.lower()}-128x128.py"',
+        ]
+
+
 def five_folds(cases: Sequence[WrittenCase], seed: int) -> list[dict[str, list[str]]]:
     """nnU-Net's ``splits_final.json``: fold 0 as split, folds 1-4 from its training part."""
     train = [case for case in cases if case.split == "train"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,6 +85,15 @@ def segmentation_metrics(
         counts = [confusion_counts(p, t, num_classes, ignore_index) for p, t in pairs]
     else:
         raise ValueError(f"aggregate must be 'dataset' or 'image', got {aggregate!r}")
+    return metrics_from_counts(counts)
+
+
+def metrics_from_counts(counts: Sequence[NDArray[np.int64]]) -> SegmentationMetrics:
+    """Mean scores over confusion matrices, one an image (or one for a whole data set).
+
+    Args:
+        counts: matrices ``[num_classes, num_classes]`` from :func:`confusion_counts`.
+    """
     images = [_scores(matrix) for matrix in counts]
     per_class = {name: _nanmean(np.stack([i[0][name] for i in images]), 0) for name in NAMES}
     lesion, paper = (

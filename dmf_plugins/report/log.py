@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -36,8 +37,8 @@ class DMFLog:
         ]
         self.steps = 0
 
-    def truncate(self, epoch: int) -> None:
-        """Keep only rows before ``epoch``, so that a resumed training continues the file.
+    def truncate(self, before: int, column: Literal["epoch", "step"] = "epoch") -> None:
+        """Keep only rows whose ``column`` is less than ``before``: a resumed training continues there.
 
         A last line cut short by a crash is dropped. A file with other columns is kept aside as
         ``dmf_log.old.csv``.
@@ -50,7 +51,7 @@ class DMFLog:
             os.replace(self.path, self.path.with_suffix(".old.csv"))
             return
         complete = table["total"] != ""
-        earlier = pd.to_numeric(table["epoch"], errors="coerce") < epoch
+        earlier = pd.to_numeric(table[column], errors="coerce") < before
         table = table[complete & earlier]
         partial = self.path.with_suffix(".partial")
         table.to_csv(partial, index=False)

@@ -1,0 +1,84 @@
+"""Data set and transform for the converted breast-ultrasound data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmseg.datasets import BaseSegDataset
+from mmseg.registry import DATASETS, TRANSFORMS
+
+from dmf_plugins.data.images import BilateralParameters, bilateral_filter
+
+_METAINFO = {
+    "lesion": {
+        "classes": ("background", "lesion"),
+        "palette": [[0, 0, 0], [255, 200, 60]],
+    },
+    "benign-malignant": {
+        "classes": ("background", "benign", "malignant"),
+        "palette": [[0, 0, 0], [255, 200, 60], [255, 80, 80]],
+    },
+}
+
+
+@DATASETS.register_module()
+class BreastUltrasoundDataset(BaseSegDataset):
+    """BUSI, BUSC or BUS as ``dmf convert ... --to mmseg`` writes them.
+
+    ``img_dir/{train,val,test}/*.png`` and ``ann_dir/{train,val,test}/*.png`` with labels from 0;
+    ``reduce_zero_label`` stays off, since 0 is the background.
+
+    Args:
+        labels: ``lesion`` (two classes) or ``benign-malignant`` (three), as converted.
+        **kwargs: arguments of mmseg's ``BaseSegDataset``.
+
+    Raises:
+        ValueError: ``labels`` is neither.
+    """
+
+    METAINFO = _METAINFO["lesion"]
+
+    def __init__(self, labels: str = "lesion", **kwargs: Any) -> None:
+        if labels not in _METAINFO:
+            raise ValueError(f"labels must be one of {sorted(_METAINFO)}, got {labels!r}")
+        metainfo = {**_METAINFO[labels], **(kwargs.pop("metainfo", None) or {})}
+        options = {"img_suffix": ".png", "seg_map_suffix": ".png", "reduce_zero_label": False}
+        super().__init__(metainfo=metainfo, **{**options, **kwargs})
+
+
+@TRANSFORMS.register_module()
+class BilateralFilter(BaseTransform):
+    """The converter's speckle filter as a pipeline step, for images that were not converted.
+
+    A colour image is filtered as grey, as the converter does, and keeps its number of channels.
+
+    Required keys: ``img``. Modified keys: ``img``.
+
+    Args:
+        diameter, sigma_color, sigma_space: :class:`~dmf_plugins.data.BilateralParameters`.
+    """
+
+    def __init__(
+        self, diameter: int = 9, sigma_color: float = 75.0, sigma_space: float = 75.0
+    ) -> None:
+        self.parameters = BilateralParameters(diameter, sigma_color, sigma_space)
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        image = results["img"]
+        if image.dtype != np.uint8:
+            raise TypeError(
+                f"BilateralFilter needs uint8 images, got {image.dtype}; put it right after "
+                "LoadImageFromFile"
+            )
+        gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if image.ndim == 3 else image
+        filtered = bilateral_filter(gray, *vars(self.parameters).values())
+        results["img"] = (
+            np.repeat(filtered[..., None], image.shape[2], axis=2) if image.ndim == 3 else filtered
+        )
+        return results
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.parameters})"

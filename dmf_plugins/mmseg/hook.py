@@ -1,0 +1,183 @@
+"""Checkpoint, resume and log of every DMFLoss in a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import Tensor
+
+from dmf_plugins.mmseg.loss import HOOK_ADVICE, DMFLoss
+from dmf_plugins.report.dynamics import plot_dynamics
+from dmf_plugins.report.log import DMFLog
+
+CHECKPOINT_KEY = "dmf"
+
+
+class TrackedLoss:
+    """One DMFLoss with its place in the model, its log file and the steps not yet written."""
+
+    def __init__(self, path: str, module: DMFLoss, folder: Path, only: bool) -> None:
+        self.path = path
+        self.module = module
+        # the key of a scalar must not contain 'loss': mmengine treats such keys as losses
+        self.tag = "dmf" if only else f"dmf/{path.replace('.loss_decode', '')}"
+        stem = "dmf" if only else f"dmf_{path.replace('.loss_decode', '').replace('.', '_')}"
+        self.log = DMFLog(folder / f"{stem}_log.csv", module.dmf.names)
+        self.picture = folder / f"{stem}_dynamics.png"
+        self.pending: list[Tensor] = []
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return self.module.dmf.fusion.state_dict_dmf()
+
+    def remember(self) -> None:
+        """Keep the last step, on its device."""
+        last = self.module.dmf.last
+        missing = last["gamma"].new_full((), torch.nan)
+        scalars = (last.get("auxiliary", missing), last["gamma"], last["total"])
+        self.pending.append(
+            torch.cat((last["terms"], last["weights"], torch.stack([s.float() for s in scalars])))
+        )
+
+    def flush(self) -> Any:
+        """Bring the pending steps over in one transfer; ``[steps, columns]``."""
+        rows = torch.stack(self.pending).float().cpu().numpy()
+        self.pending.clear()
+        return rows
+
+
+@HOOKS.register_module()
+class DMFHook(Hook):
+    """Saves, resumes and logs every :class:`DMFLoss` of the model.
+
+    Terms, weights, gamma and the auxiliary term become scalars (``dmf/weight_ce``, ...; with several
+    heads ``dmf/decode_head/weight_ce``) that LoggerHook, TensorBoard and W&B pick up. Every step goes
+    to ``dmf_log.csv`` in the log folder's parent, the work directory, with ``dmf_dynamics.png``.
+
+    Args:
+        interval: iterations between transfers from the device; scalars are refreshed as often.
+            None takes the LoggerHook's.
+
+    Raises:
+        RuntimeError: the model has no DMFLoss; or a resumed checkpoint has no memory, or one of
+            other settings.
+    """
+
+    priority = "NORMAL"
+
+    def __init__(self, interval: int | None = None) -> None:
+        if interval is not None and interval < 1:
+            raise ValueError(f"interval must be at least 1, got {interval}")
+        self.interval = interval
+        self._tracked: list[TrackedLoss] = []
+        self._skipped = 0
+
+    def before_run(self, runner: Runner) -> None:
+        found = list(dmf_losses(runner.model))
+        folder = Path(runner.work_dir)
+        self._tracked = [TrackedLoss(p, module, folder, len(found) == 1) for p, module in found]
+        for _, module in found:
+            module.hooked = True
+
+    def before_train(self, runner: Runner) -> None:
+        if not self._tracked:
+            raise RuntimeError(
+                "DMFHook found no DMFLoss in the model; set loss_decode=dict(type='DMFLoss') in a "
+                "head, or remove the hook"
+            )
+        if self.interval is None:
+            loggers = [h for h in runner.hooks if type(h).__name__ == "LoggerHook"]
+            self.interval = loggers[0].interval if loggers else 10
+        self._skipped = self._count_skipped()
+        self._rewind(runner)
+
+    @master_only
+    def _rewind(self, runner: Runner) -> None:
+        for tracked in self._tracked:
+            tracked.log.truncate(runner.iter, column="step")
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        for tracked in self._tracked:
+            if tracked.module.dmf.last:
+                tracked.remember()
+        if self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner):
+            self._flush(runner)
+
+    def _flush(self, runner: Runner) -> None:
+        for tracked in self._tracked:
+            if not tracked.pending:
+                continue
+            rows = tracked.flush()
+            self._write(tracked, runner.epoch, rows)
+            for column, value in zip(tracked.log.columns[2:], rows[-1], strict=True):
+                if value == value:  # NaN stands for no auxiliary loss
+                    name = "sum" if column == "total" else column
+                    runner.message_hub.update_scalar(f"train/{tracked.tag}/{name}", float(value))
+        skipped = self._count_skipped()
+        if skipped > self._skipped:
+            runner.logger.warning(
+                f"{skipped - self._skipped} step(s) had an infinite or NaN loss and were left out of "
+                "the DMF memory; a few are normal under mixed precision"
+            )
+            self._skipped = skipped
+
+    @master_only
+    def _write(self, tracked: TrackedLoss, epoch: int, rows: Any) -> None:
+        tracked.log.append(epoch, rows)
+
+    def _count_skipped(self) -> int:
+        return sum(int(tracked.module.dmf.fusion.skipped) for tracked in self._tracked)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CHECKPOINT_KEY] = {tracked.path: tracked.state for tracked in self._tracked}
+        self._flush(runner)
+        self._draw()
+
+    def after_train(self, runner: Runner) -> None:
+        self._draw()
+
+    @master_only
+    def _draw(self) -> None:
+        for tracked in self._tracked:
+            if tracked.log.steps:
+                plot_dynamics(tracked.log.path, tracked.picture)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if not runner._resume:  # load_from starts a new training from old network weights
+            return
+        states = checkpoint.get(CHECKPOINT_KEY)
+        if not states:
+            raise RuntimeError(
+                "the checkpoint to resume holds no DMF memory: it was written without DMFHook. To "
+                "start from its network weights with an empty memory use load_from without resume"
+            )
+        paths = [tracked.path for tracked in self._tracked]
+        if set(states) != set(paths):
+            raise RuntimeError(
+                f"the checkpoint to resume has DMF memories for {sorted(states)}, the model for "
+                f"{sorted(paths)}; use the config it was trained with"
+            )
+        for tracked in self._tracked:
+            try:
+                tracked.module.dmf.fusion.load_state_dict_dmf(states[tracked.path])
+            except ValueError as error:
+                raise RuntimeError(f"cannot resume {tracked.path}: {error}") from error
+
+
+def dmf_losses(model: torch.nn.Module) -> Iterator[tuple[str, DMFLoss]]:
+    """Every DMFLoss of a model (wrapped or not) with its dotted path."""
+    if is_model_wrapper(model):
+        model = model.module
+    for path, module in model.named_modules():
+        if isinstance(module, DMFLoss):
+            yield path, module
