@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -47,6 +48,10 @@ class BreastUltrasoundDataset(BaseSegDataset):
         metainfo = {**_METAINFO[labels], **(kwargs.pop("metainfo", None) or {})}
         options = {"img_suffix": ".png", "seg_map_suffix": ".png", "reduce_zero_label": False}
         super().__init__(metainfo=metainfo, **{**options, **kwargs})
+
+    @classmethod
+    def get_label_map(cls, new_classes: Sequence[str] | None = None) -> None:
+        """None: label files hold the numbers of ``labels`` already, there is nothing to map."""
 
 
 @TRANSFORMS.register_module()
