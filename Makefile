@@ -12,7 +12,7 @@ demo: $(VENV)/.nnunet
 	$(BIN)/dmf demo --output demo --overwrite $(if $(DATA),--data "$(DATA)")
 
 test: $(VENV)/.all
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.all
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,9 +29,9 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
+from mmengine.structures import PixelData
 from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 from mmseg.structures import SegDataSample
-from mmengine.structures import PixelData
 
 import dmf_plugins
 import dmf_plugins.mmseg as plugin
@@ -55,7 +56,7 @@ def config(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def make(work: str = "work", **changes):
         cfg = Config.fromfile(TINY)
         cfg.work_dir = str(tmp_path / work)
-        cfg.experiment_name = f"{tmp_path.name}_{work}_{np.random.randint(1 << 30)}"
+        cfg.experiment_name = f"{tmp_path.name}_{uuid.uuid4()}"  # visualizers are kept by name
         cfg.visualizer.name = cfg.experiment_name
         cfg.merge_from_dict(changes)
         return cfg
@@ -126,7 +127,11 @@ def test_terms_may_come_from_mmsegs_registry():
     logits = torch.randn(2, 3, 8, 8)
     label = torch.randint(0, 3, (2, 8, 8))
     label[:, 0] = 255
-    spec = ["ce", dict(type="CrossEntropyLoss", avg_non_ignore=True), dict(type="LovaszLoss", reduction="none")]
+    spec = [
+        "ce",
+        dict(type="CrossEntropyLoss", avg_non_ignore=True),
+        dict(type="LovaszLoss", reduction="none"),
+    ]
     loss = MODELS.build(dict(type="DMFLoss", losses=spec, auxiliary="tversky"))
     assert loss.dmf.names == ("ce", "CrossEntropyLoss", "LovaszLoss")
     loss(logits, label, ignore_index=255)
@@ -160,12 +165,17 @@ def test_half_logits(dtype):
 
 def test_head_with_a_list_or_a_dict_of_losses():
     label = [SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 2, (1, 16, 16))))] * 2
-    head = dict(type="FCNHead", in_channels=4, channels=4, num_convs=0, concat_input=False, num_classes=2)
+    head = dict(
+        type="FCNHead", in_channels=4, channels=4, num_convs=0, concat_input=False, num_classes=2
+    )
     features = [torch.randn(2, 4, 16, 16)]
     single = MODELS.build(dict(**head, loss_decode=dict(type="DMFLoss")))
     assert set(single.loss(features, label, {})) == {"loss_dmf", "acc_seg"}
     several = MODELS.build(
-        dict(**head, loss_decode=[dict(type="DMFLoss"), dict(type="CrossEntropyLoss", loss_weight=0.1)])
+        dict(
+            **head,
+            loss_decode=[dict(type="DMFLoss"), dict(type="CrossEntropyLoss", loss_weight=0.1)],
+        )
     )
     assert set(several.loss(features, label, {})) == {"loss_dmf", "loss_ce", "acc_seg"}
 
@@ -215,7 +225,9 @@ def test_metric_is_segmentation_metrics_in_percent():
     metric = METRICS.build(dict(type="DMFMetric"))
     metric.dataset_meta = dict(classes=("background", "lesion"))
     for p, t in zip(pred, target, strict=True):
-        sample = {k: dict(data=torch.tensor(v)[None]) for k, v in (("pred_sem_seg", p), ("gt_sem_seg", t))}
+        sample = {
+            k: dict(data=torch.tensor(v)[None]) for k, v in (("pred_sem_seg", p), ("gt_sem_seg", t))
+        }
         metric.process({}, [sample])
     scores = metric.evaluate(5)
     lesion = segmentation_metrics(pred, target, 2, aggregate="image").lesion["dice"]
@@ -254,7 +266,7 @@ def test_resume_equals_an_uninterrupted_run(config):
 
     class Reseed(Hook):  # so that both runs flip the same images
         def before_train_epoch(self, runner):
-            np.random.seed(runner.epoch)
+            np.random.seed(runner.epoch)  # noqa: NPY002
 
     HOOKS.register_module(module=Reseed, force=True)
 
@@ -281,7 +293,9 @@ def test_resume_equals_an_uninterrupted_run(config):
     second = make("resumed", resume=True)
     train(second)
     pd.testing.assert_frame_equal(table(second), table(whole))
-    a, b = (torch.load(Path(c.work_dir) / "epoch_4.pth", weights_only=True) for c in (whole, second))
+    a, b = (
+        torch.load(Path(c.work_dir) / "epoch_4.pth", weights_only=True) for c in (whole, second)
+    )
     for key, value in a["dmf"]["decode_head.loss_decode"].items():
         other = b["dmf"]["decode_head.loss_decode"][key]
         assert torch.equal(value, other) if torch.is_tensor(value) else value == other
@@ -299,7 +313,7 @@ def test_a_checkpoint_that_cannot_continue_is_refused(config):
     checkpoint = torch.load(path, weights_only=True)
     del checkpoint["dmf"]
     torch.save(checkpoint, path)
-    with pytest.raises(RuntimeError, match="no DMF memory.*load_from without resume"):
+    with pytest.raises(RuntimeError, match=r"no DMF memory.*load_from without resume"):
         train(config("c", **changes))
     fresh = Runner.from_cfg(config("d", load_from=str(path)))
     fresh.load_or_resume()  # network weights alone are welcome
@@ -350,7 +364,11 @@ def test_two_heads_have_memories_of_their_own(config):
     assert not any("loss" in key for key in keys if "dmf/" in key)
     checkpoint = torch.load(Path(cfg.work_dir) / "epoch_1.pth", weights_only=True)
     assert set(checkpoint["dmf"]) == {"decode_head.loss_decode", "auxiliary_head.loss_decode"}
-    assert len(table(cfg, "dmf_decode_head_log.csv")) == len(table(cfg, "dmf_auxiliary_head_log.csv")) == 3
+    assert (
+        len(table(cfg, "dmf_decode_head_log.csv"))
+        == len(table(cfg, "dmf_auxiliary_head_log.csv"))
+        == 3
+    )
 
 
 @pytest.mark.slow
@@ -411,7 +429,15 @@ def run(*arguments: object, cwd: Path, **environment: str) -> str:
 def test_tools_train_resume_and_test(data, tmp_path):
     shutil.copy(TINY, tmp_path / "mine.py")
     options = {"cwd": tmp_path, "DMF_TEST_DATA": str(data)}
-    run(TOOLS / "train.py", "mine.py", "--work-dir", "w", "--cfg-options", "train_cfg.max_epochs=1", **options)
+    run(
+        TOOLS / "train.py",
+        "mine.py",
+        "--work-dir",
+        "w",
+        "--cfg-options",
+        "train_cfg.max_epochs=1",
+        **options,
+    )
     run(
         TOOLS / "train.py", "mine.py", "--work-dir", "w", "--resume", "--cfg-options",
         "train_cfg.max_epochs=2", "train_cfg.val_interval=2", **options,

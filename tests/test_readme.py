@@ -32,7 +32,9 @@ def test_the_nnunet_commands_run(phantoms, tmp_path):
     for number in (1, 2):
         shutil.copy(phantoms / f"benign/benign ({number}).png", tmp_path / "new_images")
     # what the README says to add without a GPU
-    script = re.sub(r"^(nnUNetv2_(?:train|predict) .*)$", r"\1 -device cpu", block("nnunet"), flags=re.M)
+    script = re.sub(
+        r"^(nnUNetv2_(?:train|predict) .*)$", r"\1 -device cpu", block("nnunet"), flags=re.M
+    )
     result = subprocess.run(
         ["bash", "-euc", script],
         cwd=tmp_path,
@@ -55,7 +57,9 @@ def test_every_dmf_command_in_the_readme_exists():
     commands = set(re.findall(r"\bdmf (\w+)", README))
     for command in commands:
         script = Path(sysconfig.get_path("scripts")) / "dmf"
-        result = subprocess.run([sys.executable, script, command, "--help"], capture_output=True, check=False)
+        result = subprocess.run(
+            [sys.executable, script, command, "--help"], capture_output=True, check=False
+        )
         assert result.returncode == 0, command
 
 

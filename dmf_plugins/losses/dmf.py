@@ -123,6 +123,17 @@ class DMFLoss(nn.Module):
         """Current weights, ``Tensor[N]``."""
         return self.fusion.weights
 
+    def last_row(self) -> Tensor:
+        """The last call as one float32 vector ``[2 N + 3]``, on its device, for a log.
+
+        Terms, weights, auxiliary (NaN without one), gamma, total.
+        """
+        last = self.last
+        missing = last["gamma"].new_full((), torch.nan)
+        scalars = (last.get("auxiliary", missing), last["gamma"], last["total"])
+        row = (last["terms"], last["weights"], torch.stack([s.float() for s in scalars]))
+        return torch.cat([part.float() for part in row])
+
     def forward(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Total loss of one batch; records it in training mode."""
         return self.fuse(self.terms(logits, target, mask))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
-from dmf_plugins.mmseg.loss import HOOK_ADVICE, DMFLoss
+from dmf_plugins.mmseg.loss import DMFLoss
 from dmf_plugins.report.dynamics import plot_dynamics
 from dmf_plugins.report.log import DMFLog
 
@@ -40,16 +41,11 @@ class TrackedLoss:
 
     def remember(self) -> None:
         """Keep the last step, on its device."""
-        last = self.module.dmf.last
-        missing = last["gamma"].new_full((), torch.nan)
-        scalars = (last.get("auxiliary", missing), last["gamma"], last["total"])
-        self.pending.append(
-            torch.cat((last["terms"], last["weights"], torch.stack([s.float() for s in scalars])))
-        )
+        self.pending.append(self.module.dmf.last_row())
 
     def flush(self) -> Any:
         """Bring the pending steps over in one transfer; ``[steps, columns]``."""
-        rows = torch.stack(self.pending).float().cpu().numpy()
+        rows = torch.stack(self.pending).cpu().numpy()
         self.pending.clear()
         return rows
 
@@ -120,7 +116,7 @@ class DMFHook(Hook):
             rows = tracked.flush()
             self._write(tracked, runner.epoch, rows)
             for column, value in zip(tracked.log.columns[2:], rows[-1], strict=True):
-                if value == value:  # NaN stands for no auxiliary loss
+                if not math.isnan(value):  # no auxiliary loss
                     name = "sum" if column == "total" else column
                     runner.message_hub.update_scalar(f"train/{tracked.tag}/{name}", float(value))
         skipped = self._count_skipped()
@@ -174,10 +170,9 @@ class DMFHook(Hook):
                 raise RuntimeError(f"cannot resume {tracked.path}: {error}") from error
 
 
-def dmf_losses(model: torch.nn.Module) -> Iterator[tuple[str, DMFLoss]]:
+def dmf_losses(model: Any) -> Iterator[tuple[str, DMFLoss]]:
     """Every DMFLoss of a model (wrapped or not) with its dotted path."""
-    if is_model_wrapper(model):
-        model = model.module
-    for path, module in model.named_modules():
+    plain = model.module if is_model_wrapper(model) else model
+    for path, module in plain.named_modules():
         if isinstance(module, DMFLoss):
             yield path, module

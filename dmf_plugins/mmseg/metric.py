@@ -34,7 +34,8 @@ class DMFMetric(BaseMetric):
         classes = len(self.dataset_meta["classes"])
         for sample in data_samples:
             pred, target = (
-                sample[key]["data"].squeeze().cpu().numpy() for key in ("pred_sem_seg", "gt_sem_seg")
+                sample[key]["data"].squeeze().cpu().numpy()
+                for key in ("pred_sem_seg", "gt_sem_seg")
             )
             self.results.append(confusion_counts(pred, target, classes, self.ignore_index))
 

@@ -92,11 +92,7 @@ class DMFTrainerMixin(_Trainer):
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         result = super().train_step(batch)
-        last = self.loss.loss.last
-        missing = last["gamma"].new_full((), torch.nan)
-        scalars = (last.get("auxiliary", missing), last["gamma"], last["total"])
-        row = (last["terms"], last["weights"], torch.stack([s.float() for s in scalars]))
-        self._dmf_steps.append(torch.cat([value.float() for value in row]))
+        self._dmf_steps.append(self.loss.loss.last_row())
         return result
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
