@@ -15,7 +15,7 @@ import pytest
 from dmf_plugins.report.log import DMFLog
 
 DMF = Path(sysconfig.get_path("scripts")) / "dmf"
-COMMANDS = ["convert", "filter", "paths", "plot", "demo"]
+COMMANDS = ["convert", "filter", "paths", "copy-configs", "plot", "demo"]
 
 
 def dmf(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -87,7 +87,7 @@ def test_plot_draws_a_log(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_wheel_carries_the_trainers(tmp_path):
+def test_the_wheel_carries_trainers_and_configs(tmp_path):
     root = Path(__file__).resolve().parents[1]
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=root, check=True, capture_output=True)
@@ -95,6 +95,7 @@ def test_the_wheel_carries_the_trainers(tmp_path):
         names = wheel.namelist()
         wheel.extractall(tmp_path / "site")
     assert "dmf_plugins/_bundled/nnunet_trainers/dmf.py" in names
+    assert "dmf_plugins/_bundled/mmseg_configs/_base_/default_runtime.py" in names
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
     code = "from dmf_plugins.paths import bundled; print(bundled('nnunet_trainers'))"
     found = subprocess.run(

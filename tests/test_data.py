@@ -7,6 +7,9 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import subprocess
+import sys
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -401,9 +404,14 @@ def test_a_failed_overwrite_leaves_the_old_data(copy, tmp_path):
 
 
 def test_leftovers_of_a_killed_conversion_are_cleared(phantoms, tmp_path):
-    (tmp_path / ".Dataset501_BUSI.partial-abc" / "image").mkdir(parents=True)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    prefix = f".Dataset501_BUSI.partial-{socket.gethostname()}"
+    (tmp_path / f"{prefix}-{dead.pid}-abc" / "image").mkdir(parents=True)
+    alive = f"{prefix}-{os.getpid()}-abc"  # another conversion is at work
+    (tmp_path / alive).mkdir()
     convert(phantoms, tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["Dataset501_BUSI"]
+    assert {p.name for p in tmp_path.iterdir()} == {"Dataset501_BUSI", alive}
 
 
 def test_litter_in_the_zip_is_passed_over(phantoms, tmp_path):

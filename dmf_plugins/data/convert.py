@@ -6,6 +6,7 @@ import csv
 import hashlib
 import os
 import shutil
+import socket
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -268,17 +269,18 @@ def _opencv_threads(count: int) -> Iterator[None]:
 def building(target: Path) -> Iterator[Path]:
     """Empty folder beside ``target`` that replaces it on success and vanishes on failure.
 
-    Leftovers of conversions that were killed are removed first.
+    Leftovers of processes that were killed on this machine are removed first.
 
     Raises:
         UsageError: the parent folder cannot be written.
     """
-    prefix = f".{target.name}.partial-"
+    prefix = f".{target.name}.partial-{socket.gethostname()}-"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         for leftover in target.parent.glob(f"{prefix}*"):
-            shutil.rmtree(leftover)
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+            if not _is_running(leftover.name.removeprefix(prefix).split("-")[0]):
+                shutil.rmtree(leftover)
+        folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
     except OSError as error:
         raise UsageError(f"cannot write in {target.parent}: {error}") from error
     try:
@@ -297,6 +299,16 @@ def building(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _problem_report(problems: list[str]) -> str:
