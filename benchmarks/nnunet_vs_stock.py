@@ -61,7 +61,7 @@ def main() -> None:
         }
         plans.write_text(json.dumps(content, indent=4))
 
-    print(f"| trainer | lesion Dice | lesion IoU | test images | iterations | seed {args.seed} |")
+    print("| trainer | lesion Dice | lesion IoU | test images | iterations | seed |")
     print("|---|---|---|---|---|---|")
     for trainer in TRAINERS:
         common = ("-tr", trainer, "-device", args.device)
@@ -83,7 +83,7 @@ def main() -> None:
         score = segmentation_metrics(pred, truth, 2, aggregate="image").lesion
         print(
             f"| {trainer} | {score['dice']:.3f} | {score['iou']:.3f} | {len(truths)} "
-            f"| {50 * args.epochs} | |",
+            f"| {50 * args.epochs} | {args.seed} |",
             flush=True,
         )
 

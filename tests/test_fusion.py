@@ -312,6 +312,7 @@ def test_losses_may_be_named_in_any_order():
     fusion = DynamicMemoryFusion(("ce", "dice"), weighting="fixed", initial_weights=[1, 3])
     total = fusion({"dice": torch.tensor(4.0), "ce": torch.tensor(8.0)})
     assert total.item() == 5.0
+    assert fusion({"dice": 4.0, "ce": 8.0}, 1.0).item() == 10.0
     with pytest.raises(ValueError, match=r"\['ce', 'dice'\]"):
         fusion({"ce": torch.tensor(1.0)})
     with pytest.raises(ValueError, match="shape"):

@@ -179,7 +179,7 @@ def test_a_crashed_training_continues_bit_exactly(workspace, trained):
 
 
 def test_validation_only_and_prediction(workspace, trained, tmp_path):
-    assert "Mean Validation Dice" in workspace.train("nnUNetTrainerDMF_Mine", "--val")
+    # loads checkpoint_final, then checkpoint_best
     assert "Mean Validation Dice" in workspace.train("nnUNetTrainerDMF_Mine", "--val", "--val_best")
     raw = workspace.root / "nnUNet_raw" / "Dataset501_BUSI"
     workspace.run(

@@ -120,8 +120,8 @@ class DynamicMemoryFusion(nn.Module):
 
     def forward(
         self,
-        losses: Tensor | Mapping[str, Tensor],
-        auxiliary: Tensor | None = None,
+        losses: Tensor | Mapping[str, Tensor | float],
+        auxiliary: Tensor | float | None = None,
         *,
         record: Tensor | None = None,
     ) -> Tensor:
@@ -141,14 +141,14 @@ class DynamicMemoryFusion(nn.Module):
         # a term of weight zero must not turn inf into NaN
         total = torch.where(weights > 0, weights * values, 0.0).sum()
         if auxiliary is not None:
-            total = total + gamma.to(values.dtype) * auxiliary.to(values.dtype)
+            total = total + gamma.to(values.dtype) * torch.as_tensor(auxiliary).reshape(())
         return total
 
-    def _stack(self, losses: Tensor | Mapping[str, Tensor]) -> Tensor:
+    def _stack(self, losses: Tensor | Mapping[str, Tensor | float]) -> Tensor:
         if isinstance(losses, Mapping):
             if set(losses) != set(self.names):
                 raise ValueError(f"losses must be named {list(self.names)}, got {list(losses)}")
-            losses = torch.stack([losses[name].reshape(()) for name in self.names])
+            losses = torch.stack([torch.as_tensor(losses[name]).reshape(()) for name in self.names])
         if losses.shape != (len(self.names),):
             raise ValueError(
                 f"losses must have shape ({len(self.names)},), got {tuple(losses.shape)}"

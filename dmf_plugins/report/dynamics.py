@@ -61,7 +61,7 @@ def _draw(log: pd.DataFrame, output: Path) -> None:
     plot_terms(terms, log)
     thin = _thin(log)
     gamma.plot(thin["step"], thin["gamma"], color="k", linewidth=1.2)
-    gamma.set(xlabel="step", ylabel="gamma", ylim=(0, None))
+    gamma.set(xlabel="step", ylabel="gamma", ylim=(0, 1.1 * log["gamma"].max() or 1))
     last = int(log["epoch"].iloc[-1])
     weights.set_title(f"Dynamic Memory Fusion, {len(log)} steps, epoch {last}")
     partial = output.with_name(f".{output.stem}.partial{output.suffix}")
