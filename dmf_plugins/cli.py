@@ -94,7 +94,6 @@ def convert(
     Writes manifest.csv (case, class, split, source, checksum) and preview.png with the data.
     """
     from rich.console import Console
-    from rich.table import Table
 
     from dmf_plugins.data import BilateralParameters, convert_dataset
 
@@ -116,11 +115,7 @@ def convert(
         progress=True,
     )
     console = Console()
-    header, *rows = result.table()
-    table = Table(*header)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    console.print(result.table())
     for remark in result.remarks:
         console.print(f"note: {remark}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"wrote {result.target}", markup=False, highlight=False, soft_wrap=True)

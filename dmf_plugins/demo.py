@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from dmf_plugins.data import READERS, convert_dataset
 from dmf_plugins.data.images import decode_gray
@@ -37,36 +37,29 @@ def run_demo(
     """Run the demo in ``output``; ``data`` is a BUSI folder or zip, None generates phantoms.
 
     Raises:
-        UsageError: ``output`` is in use, or nnU-Net is not installed.
+        UsageError: ``output`` or ``data`` is unsuitable, or nnU-Net is not installed.
         DMFError: one of nnU-Net's commands failed.
     """
     start = time.monotonic()
     if not (_scripts() / "nnUNetv2_train").exists():
         raise UsageError("nnU-Net is not installed here; run: pip install 'dmf-plugins[nnunet]'")
     output = output.resolve()
-    if (output / "results.json").exists() and not overwrite:
-        raise UsageError(f"{output} holds an earlier demo; --overwrite replaces it")
+    _claim(output, data, overwrite)
     folders = {
         name: output / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
     }
     for folder in folders.values():
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
     os.environ.update({name: str(folder) for name, folder in folders.items()})
     os.environ["nnUNet_extTrainer"] = str(bundled("nnunet_trainers"))
     device = device or _best_device()
 
     _headline("1/5 data")
     if data is None:
-        data = generate_phantoms(output / "phantoms", overwrite=True, progress=True)
+        data = generate_phantoms(output / "phantoms", progress=True)
         console.print(f"generated phantoms in {data}")
-    conversion = convert_dataset(
-        "busi", data, dataset_id=DATASET_ID, size=SIZE, overwrite=True, progress=True
-    )
-    header, *rows = conversion.table()
-    table = Table(*header)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    conversion = convert_dataset("busi", data, dataset_id=DATASET_ID, size=SIZE, progress=True)
+    console.print(conversion.table())
 
     _headline("2/5 nnUNetv2_plan_and_preprocess")
     _call(
@@ -130,6 +123,24 @@ def run_demo(
     )
     for name, path in (("figure", figure), ("weights", fold / "dmf_dynamics.png"), ("log", fold)):
         console.print(f"{name}: {path}", soft_wrap=True, highlight=False)
+
+
+def _claim(output: Path, data: Path | None, overwrite: bool) -> None:
+    """An empty ``output`` that is marked as ours; only a folder so marked is ever emptied."""
+    marker = output / ".dmf-demo"
+    if data is not None:
+        if not data.exists():
+            raise UsageError(f"{data} does not exist; give a BUSI folder or zip")
+        if data.resolve().is_relative_to(output):
+            raise UsageError(f"{data} lies in {output}, which the demo empties; move one of them")
+    if output.exists() and any(output.iterdir()):
+        if not marker.exists():
+            raise UsageError(f"{output} is not empty and no earlier demo; choose another --output")
+        if not overwrite:
+            raise UsageError(f"{output} holds an earlier demo; --overwrite replaces it")
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    marker.touch()
 
 
 def _headline(text: str) -> None:

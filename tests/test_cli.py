@@ -86,6 +86,23 @@ def test_plot_draws_a_log(tmp_path):
     assert "does not exist" in dmf("plot", tmp_path / "none", tmp_path / "b.png").stderr
 
 
+def test_demo_never_empties_a_folder_that_is_not_its_own(phantoms, tmp_path):
+    pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
+    (tmp_path / "nnUNet_raw").mkdir()
+    for options in ([], ["--overwrite"]):
+        result = dmf("demo", "--output", tmp_path, *options)
+        assert (result.returncode, "no earlier demo" in result.stderr) == (2, True)
+    assert (tmp_path / "nnUNet_raw").exists()
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    (earlier / ".dmf-demo").touch()
+    assert "--overwrite" in dmf("demo", "--output", earlier).stderr
+    inside = dmf("demo", "--output", phantoms.parent, "--data", phantoms, "--overwrite")
+    assert (inside.returncode, "lies in" in inside.stderr) == (2, True)
+    assert dmf("demo", "--output", tmp_path / "x", "--data", tmp_path / "none").returncode == 2
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.slow
 def test_the_wheel_carries_trainers_and_configs(tmp_path):
     root = Path(__file__).resolve().parents[1]

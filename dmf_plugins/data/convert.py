@@ -19,6 +19,7 @@ from typing import Literal
 import cv2
 import numpy as np
 from rich.progress import track
+from rich.table import Table
 
 from dmf_plugins.data.duplicates import Fingerprint, group_duplicates
 from dmf_plugins.data.images import (
@@ -74,17 +75,17 @@ class Conversion:
     remarks: list[str] = field(default_factory=list)
     next_steps: list[str] = field(default_factory=list)
 
-    def table(self) -> list[tuple[str, ...]]:
-        """Cases by category and split, a header row first."""
+    def table(self) -> Table:
+        """Number of cases by category and split, to print."""
         count = Counter((case.category, case.split) for case in self.cases)
         categories = sorted({case.category for case in self.cases})
-        rows: list[tuple[str, ...]] = [("class", *SPLITS, "all")]
+        table = Table("class", *SPLITS, "all")
         for name in categories:
             numbers = [count[name, split] for split in SPLITS]
-            rows.append((name, *map(str, numbers), str(sum(numbers))))
+            table.add_row(name, *map(str, numbers), str(sum(numbers)))
         sums = [sum(count[name, split] for name in categories) for split in SPLITS]
-        rows.append(("all", *map(str, sums), str(sum(sums))))
-        return rows
+        table.add_row("all", *map(str, sums), str(sum(sums)))
+        return table
 
 
 def convert_dataset(
