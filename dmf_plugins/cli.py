@@ -177,7 +177,7 @@ def copy_configs(
     """Copy the MMSegmentation configs next to your own, to inherit from by a relative path."""
     import shutil
 
-    from dmf_plugins.data.convert import building
+    from dmf_plugins.data.atomic import building
     from dmf_plugins.paths import bundled
 
     if output.exists() and not overwrite:

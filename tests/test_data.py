@@ -393,6 +393,15 @@ def test_overwrite_is_needed_and_replaces_everything(phantoms, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["Dataset501_BUSI"]
 
 
+def test_the_source_is_never_overwritten(phantoms, tmp_path):
+    source = shutil.copytree(phantoms, tmp_path / "BUSI")
+    before = digest(source)
+    for path in (source, source / "benign"):
+        with pytest.raises(UsageError, match="lies in"):
+            convert_dataset("busi", path, "mmseg", output=tmp_path, overwrite=True)
+    assert digest(source) == before
+
+
 def test_a_failed_overwrite_leaves_the_old_data(copy, tmp_path):
     out = tmp_path / "out"
     convert(copy, out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from dmf_plugins import DynamicMemoryFusion
+
+from .conftest import free_port
 
 OPTIONS = dict(weighting="variance", memory_size=10, min_history=3)
 STEPS = 20
@@ -42,10 +43,7 @@ def worker(rank: int, world: int, port: int, folder: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 def test_weights_equal_those_of_one_process_fed_the_mean(world, tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(worker, args=(world, port, str(tmp_path)), nprocs=world)
+    mp.spawn(worker, args=(world, free_port(), str(tmp_path)), nprocs=world)
     states = [torch.load(tmp_path / f"{r}.pth", weights_only=True) for r in range(world)]
     for state in states[1:]:
         assert all(

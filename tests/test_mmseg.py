@@ -36,6 +36,8 @@ from mmseg.structures import SegDataSample
 import dmf_plugins
 import dmf_plugins.mmseg as plugin
 
+from .conftest import free_port
+
 TINY = Path(__file__).parent / "mmseg" / "tiny.py"
 TOOLS = Path(__import__("mmseg").__file__).parent / ".mim" / "tools"
 
@@ -466,7 +468,7 @@ def test_two_gloo_ranks_have_the_same_weights(data, tmp_path):
         "torch.save(state, f'rank{os.environ[\"RANK\"]}.pth')\n"
     )
     run(
-        "-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29511, script,
+        "-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port(), script,
         cwd=tmp_path, DMF_TEST_DATA=str(data), OMP_NUM_THREADS="1",
     )  # fmt: skip
     a, b = (torch.load(tmp_path / f"rank{r}.pth", weights_only=True) for r in (0, 1))

@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-import shutil
-import socket
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +18,7 @@ import numpy as np
 from rich.progress import track
 from rich.table import Table
 
+from dmf_plugins.data.atomic import building
 from dmf_plugins.data.duplicates import Fingerprint, group_duplicates
 from dmf_plugins.data.images import (
     BilateralParameters,
@@ -138,6 +136,10 @@ def convert_dataset(
     writer.check(overwrite)
     if writer.target.exists() and not overwrite:
         raise UsageError(f"{writer.target} exists; --overwrite replaces it")
+    if Path(source).expanduser().resolve().is_relative_to(writer.target.resolve()):
+        raise UsageError(
+            f"{source} lies in {writer.target}, which would be replaced; choose another --output"
+        )
 
     with Source(source) as files, building(writer.target) as folder:
         reading = info.read(files)
@@ -264,52 +266,6 @@ def _opencv_threads(count: int) -> Iterator[None]:
         yield
     finally:
         cv2.setNumThreads(before)
-
-
-@contextmanager
-def building(target: Path) -> Iterator[Path]:
-    """Empty folder beside ``target`` that replaces it on success and vanishes on failure.
-
-    Leftovers of processes that were killed on this machine are removed first.
-
-    Raises:
-        UsageError: the parent folder cannot be written.
-    """
-    prefix = f".{target.name}.partial-{socket.gethostname()}-"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in target.parent.glob(f"{prefix}*"):
-            if not _is_running(leftover.name.removeprefix(prefix).split("-")[0]):
-                shutil.rmtree(leftover)
-        folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
-    except OSError as error:
-        raise UsageError(f"cannot write in {target.parent}: {error}") from error
-    try:
-        yield folder
-        folder.chmod(0o755)  # mkdtemp makes it private
-        if target.exists():
-            old = folder.with_name(folder.name + "-old")
-            os.rename(target, old)
-            os.rename(folder, target)
-            shutil.rmtree(old)
-        else:
-            os.rename(folder, target)
-    except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise UsageError(f"cannot write {target}: {error}; nothing was changed") from error
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _is_running(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _problem_report(problems: list[str]) -> str:
