@@ -106,7 +106,12 @@ class DMFHook(Hook):
         for tracked in self._tracked:
             if tracked.module.dmf.last:
                 tracked.remember()
-        if self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner):
+        # counted as LoggerHook counts, so that what it logs is fresh
+        if (
+            self.every_n_inner_iters(batch_idx, self.interval)
+            or self.end_of_epoch(runner.train_dataloader, batch_idx)
+            or self.is_last_train_iter(runner)
+        ):
             self._flush(runner)
 
     def _flush(self, runner: Runner) -> None:
