@@ -35,6 +35,7 @@ from mmseg.structures import SegDataSample
 
 import dmf_plugins
 import dmf_plugins.mmseg as plugin
+from dmf_plugins.mmseg.hook import TrackedLoss
 
 from .conftest import free_port
 
@@ -180,6 +181,19 @@ def test_head_with_a_list_or_a_dict_of_losses():
         )
     )
     assert set(several.loss(features, label, {})) == {"loss_dmf", "loss_ce", "acc_seg"}
+
+
+def test_no_scalar_passes_for_a_loss(tmp_path):
+    def edge_loss(logits, target):
+        return logits.abs().mean()
+
+    loss = plugin.DMFLoss(losses=["ce", edge_loss], auxiliary=None)
+    loss(torch.randn(1, 2, 4, 4), torch.zeros(1, 4, 4).long())
+    tracked = TrackedLoss("decode_head.loss_decode", loss, tmp_path, only=False)
+    tracked.remember()
+    names = tracked.scalars(tracked.flush()[0])
+    assert "dmf/decode_head/value_edge_term" in names
+    assert not any("loss" in name for name in names)
 
 
 # ---------------------------------------------------------------- data, transform, metric

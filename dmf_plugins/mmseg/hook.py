@@ -28,7 +28,6 @@ class TrackedLoss:
     def __init__(self, path: str, module: DMFLoss, folder: Path, only: bool) -> None:
         self.path = path
         self.module = module
-        # the key of a scalar must not contain 'loss': mmengine treats such keys as losses
         self.tag = "dmf" if only else f"dmf/{path.replace('.loss_decode', '')}"
         stem = "dmf" if only else f"dmf_{path.replace('.loss_decode', '').replace('.', '_')}"
         self.log = DMFLog(folder / f"{stem}_log.csv", module.dmf.names)
@@ -48,6 +47,16 @@ class TrackedLoss:
         rows = torch.stack(self.pending).cpu().numpy()
         self.pending.clear()
         return rows
+
+    def scalars(self, row: Any) -> dict[str, float]:
+        """Entries of one row of the log by their name for visualizer backends."""
+        named = zip(self.log.columns[2:], map(float, row), strict=True)
+        # mmengine takes every key with 'loss' in it for a part of the objective
+        return {
+            f"{self.tag}/{column}".replace("loss", "term"): value
+            for column, value in named
+            if not math.isnan(value)  # no auxiliary loss
+        }
 
 
 @HOOKS.register_module()
@@ -120,10 +129,8 @@ class DMFHook(Hook):
                 continue
             rows = tracked.flush()
             self._write(tracked, runner.epoch, rows)
-            for column, value in zip(tracked.log.columns[2:], rows[-1], strict=True):
-                if not math.isnan(value):  # no auxiliary loss
-                    name = "sum" if column == "total" else column
-                    runner.message_hub.update_scalar(f"train/{tracked.tag}/{name}", float(value))
+            for name, value in tracked.scalars(rows[-1]).items():
+                runner.message_hub.update_scalar(f"train/{name}", value)
         skipped = self._count_skipped()
         if skipped > self._skipped:
             runner.logger.warning(
@@ -142,16 +149,20 @@ class DMFHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         checkpoint[CHECKPOINT_KEY] = {tracked.path: tracked.state for tracked in self._tracked}
         self._flush(runner)
-        self._draw()
+        self._draw(runner)
 
     def after_train(self, runner: Runner) -> None:
-        self._draw()
+        self._draw(runner)
 
     @master_only
-    def _draw(self) -> None:
+    def _draw(self, runner: Runner) -> None:
         for tracked in self._tracked:
-            if tracked.log.steps:
+            if not tracked.log.steps:
+                continue
+            try:
                 plot_dynamics(tracked.log.path, tracked.picture)
+            except Exception as error:  # no picture is worth a training of days
+                runner.logger.warning(f"{tracked.picture.name} was not drawn: {error!r}")
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if not runner._resume:  # load_from starts a new training from old network weights

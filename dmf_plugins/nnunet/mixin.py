@@ -128,8 +128,12 @@ class DMFTrainerMixin(_Trainer):
 
     def on_epoch_end(self) -> None:
         super().on_epoch_end()
-        if self.local_rank == 0:
+        if self.local_rank != 0:
+            return
+        try:
             plot_dynamics(self._dmf_log.path, os.path.join(self.output_folder, DYNAMICS_NAME))
+        except Exception as error:  # no picture is worth a training of days
+            self.print_to_log_file(f"WARNING: {DYNAMICS_NAME} was not drawn: {error!r}")
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint plus our state, written whole or not at all."""
