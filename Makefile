@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt
+# uv does not reuse what it built without isolation, so the wheel is kept here; torch is in its name
+MMCV := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dmf_plugins/mmcv-2.1.0-$(shell grep '^torch==' constraints.txt)
 JOBS := $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: setup demo test lint clean
@@ -37,8 +39,10 @@ $(VENV)/.nnunet: pyproject.toml constraints.txt | $(BIN)/uv
 $(VENV)/.mmcv: $(VENV)/.nnunet
 	@command -v c++ >/dev/null || { echo "a C++ compiler is needed to build mmcv, e.g. apt install g++"; exit 1; }
 	$(UV) 'setuptools<81' wheel ninja psutil
-	@echo "building mmcv unless it is cached: about 20 minutes on two cores, once"
-	MMCV_WITH_OPS=1 MAX_JOBS=$(JOBS) $(UV) --no-build-isolation 'mmcv==2.1.0'
+	@test -e $(MMCV)/*.whl || { echo "building mmcv: about 20 minutes on two cores, once for this machine"; \
+		rm -rf $(MMCV).partial && MMCV_WITH_OPS=1 MAX_JOBS=$(JOBS) $(BIN)/python -m pip wheel --quiet \
+		--no-build-isolation --no-deps --wheel-dir $(MMCV).partial mmcv==2.1.0 && mv $(MMCV).partial $(MMCV); }
+	$(UV) $(MMCV)/*.whl
 	@touch $@
 
 $(VENV)/.all: $(VENV)/.mmcv
