@@ -23,8 +23,9 @@ def _reduce(buffer: HistoryBuffer) -> tuple[type, tuple[list[float], list[int], 
     return HistoryBuffer, (log.tolist(), count.tolist(), buffer.max_length)
 
 
-# mmengine's checkpoints hold its log, whose pickle calls getattr; torch >= 2.6 rightly refuses that, and
-# --resume fails. Pickled as its constructor and plain numbers the log is harmless, and is allowed, with numpy's numbers such as a best score: all else stays as guarded as torch has it.
+# mmengine's checkpoints hold its log, whose pickle calls getattr; torch >= 2.6 rightly refuses that,
+# and --resume fails. Pickled as its constructor and plain numbers the log is harmless and is allowed,
+# with numpy's numbers such as a best score; all else stays as guarded as torch has it.
 copyreg.pickle(HistoryBuffer, _reduce)
 if hasattr(torch.serialization, "add_safe_globals"):
     _scalar: Any = np.float64().__reduce__()[0]

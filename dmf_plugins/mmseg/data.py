@@ -11,17 +11,13 @@ from mmcv.transforms import BaseTransform
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS, TRANSFORMS
 
+from dmf_plugins.data.convert import LABELS
 from dmf_plugins.data.images import BilateralParameters, bilateral_filter
 
+_PALETTE = [[0, 0, 0], [255, 200, 60], [255, 80, 80]]
 _METAINFO = {
-    "lesion": {
-        "classes": ("background", "lesion"),
-        "palette": [[0, 0, 0], [255, 200, 60]],
-    },
-    "benign-malignant": {
-        "classes": ("background", "benign", "malignant"),
-        "palette": [[0, 0, 0], [255, 200, 60], [255, 80, 80]],
-    },
+    scheme: {"classes": tuple(labels), "palette": _PALETTE[: len(labels)]}
+    for scheme, labels in LABELS.items()
 }
 
 
