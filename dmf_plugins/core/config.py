@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dmf_plugins.core.weighting import WEIGHTINGS
+from dmf_plugins.core.weighting import WeightingSpec, build_rule
 from dmf_plugins.registry import did_you_mean
 
 LossSpec = str | Mapping[str, Any] | Callable[..., Any]
@@ -21,7 +21,7 @@ class DMFConfig:
         losses: base terms, each a name from ``LOSSES``, a dict ``{type: name, **kwargs}`` or a
             callable ``(logits, target) -> scalar``.
         auxiliary: the fading term, given likewise; None for no auxiliary loss.
-        weighting: name of a rule in ``WEIGHTINGS``.
+        weighting: name of a rule in ``WEIGHTINGS``, or a dict ``{type: name, **options}``.
         memory_size: steps the memory holds.
         min_history: recorded steps before the weights first move.
         initial_weights: weights until then (and the weights of ``fixed``); None is uniform.
@@ -34,12 +34,12 @@ class DMFConfig:
     Raises:
         ValueError: a value is out of range, or two settings contradict each other.
         KeyError: ``weighting`` is not registered.
-        TypeError: a key given to :meth:`from_dict` does not exist.
+        TypeError: a key given to :meth:`from_dict`, or an option of the weighting, does not exist.
     """
 
     losses: Sequence[LossSpec] = ("ce", "iou", "dice")
     auxiliary: LossSpec | None = "cb_dice"
-    weighting: str = "variance"
+    weighting: WeightingSpec = "variance"
     memory_size: int = 150
     min_history: int = 50
     initial_weights: Sequence[float] | None = None
@@ -62,7 +62,7 @@ class DMFConfig:
     def __post_init__(self) -> None:
         if not self.losses or isinstance(self.losses, (str, Mapping)):
             raise ValueError(f"losses must be a non-empty list of terms, got {self.losses!r}")
-        WEIGHTINGS[self.weighting]  # raises with the list of known rules
+        rule = build_rule(self.weighting)
         for name in ("memory_size", "min_history", "decay_interval"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -85,7 +85,18 @@ class DMFConfig:
             )
         if self.prior is not None and min(self._distribution("prior", n)) == 0:
             raise ValueError(f"prior must be positive for every loss, got {list(self.prior)}")
+        self._check_initial(n, learned=getattr(rule, "learned", False))
+
+    def _check_initial(self, n: int, learned: bool) -> None:
         initial = self.initial_distribution(n)
+        if learned and (self.min_weight > 0 or self.weight_ema is not None):
+            raise ValueError(
+                f"{self.weighting!r} weights are learned: min_weight and weight_ema do not apply"
+            )
+        if learned and min(initial) == 0:
+            raise ValueError(
+                f"initial_weights must be positive for {self.weighting!r}, got {initial}"
+            )
         if self.weighting != "fixed" and min(initial) < self.min_weight - 1e-9:
             raise ValueError(
                 f"initial_weights {[round(w, 4) for w in initial]} fall below "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dmf_plugins.core.config import DMFConfig
 from dmf_plugins.core.schedule import auxiliary_factor
-from dmf_plugins.core.weighting import WEIGHTINGS, Window
+from dmf_plugins.core.weighting import CarryingRule, Window, build_rule
 
 STATE_VERSION = 1
 
@@ -42,6 +42,9 @@ class DynamicMemoryFusion(nn.Module):
     in :attr:`skipped`; its total is still returned. Under ``torch.distributed`` the recorded values
     are the mean over the ranks whose values are usable, so the weights are equal on every rank.
 
+    A learned rule (``uncertainty``) has a parameter ``log_variance`` ``[N]`` for the optimizer, and its
+    own total: ``sum_i exp(-log_variance_i) L_i + log_variance_i + gamma * L_a``.
+
     Args:
         names: names of the N terms, or N.
         **options: fields of :class:`DMFConfig` other than ``losses`` and ``auxiliary``.
@@ -70,31 +73,49 @@ class DynamicMemoryFusion(nn.Module):
             if reserved in options:
                 raise TypeError(f"{reserved!r} is an option of DMFLoss, not of the fusion")
         self.config = DMFConfig.from_dict({**options, "losses": self.names})
-        self._rule = WEIGHTINGS[self.config.weighting]
+        self._rule = build_rule(self.config.weighting)
+        self.log_variance: nn.Parameter | None = None
         for field in self._state_fields():
-            self.register_buffer(field.name, field.reset, persistent=False)
+            if field.name == "log_variance":
+                self.log_variance = nn.Parameter(field.reset)
+            else:
+                self.register_buffer(field.name, field.reset, persistent=False)
+
+    @property
+    def learned(self) -> bool:
+        """Whether the weights are a parameter that an optimizer must be given."""
+        return getattr(self._rule, "learned", False)
 
     def _state_fields(self) -> list[StateField]:
         n, config = len(self.names), self.config
         initial = torch.tensor(config.initial_distribution(n), dtype=torch.float32)
         prior = torch.tensor(config.prior_distribution(n), dtype=torch.float32)
-        return [
+        fields = [
             StateField("_history", torch.zeros(config.memory_size, n)),
             StateField("_weights", initial),
             StateField("_log_prior", prior.log()),
             StateField("_step", torch.zeros((), dtype=torch.int64)),
             StateField("_skipped", torch.zeros((), dtype=torch.int64)),
         ]
+        if isinstance(self._rule, CarryingRule):
+            fields.append(StateField("_carry", torch.zeros(self._rule.carry_rows, n)))
+        if self.learned:
+            # equal weights start at factor 1, as in Kendall's total
+            fields.append(StateField("log_variance", -(n * initial).log()))
+        return fields
 
     _history: Tensor
     _weights: Tensor
     _log_prior: Tensor
     _step: Tensor
     _skipped: Tensor
+    _carry: Tensor
 
     @property
     def weights(self) -> Tensor:
         """Current weights, ``Tensor[N]`` float32 summing to 1; a copy."""
+        if self.log_variance is not None:
+            return (-self.log_variance.detach()).softmax(dim=0)
         return self._weights.clone()
 
     @property
@@ -115,8 +136,9 @@ class DynamicMemoryFusion(nn.Module):
 
     def reset(self) -> None:
         """Forget everything: empty memory, initial weights, step 0."""
-        for field in self._state_fields():
-            getattr(self, field.name).copy_(field.reset)
+        with torch.no_grad():
+            for field in self._state_fields():
+                getattr(self, field.name).copy_(field.reset)
 
     def forward(
         self,
@@ -137,9 +159,14 @@ class DynamicMemoryFusion(nn.Module):
         gamma = self.gamma
         if self.training:
             self._record(values.detach(), record)
-        weights = self._weights.clone().to(values.dtype)
+        if self.log_variance is None:
+            factors = self._weights.clone().to(values.dtype)
+        else:
+            factors = (-self.log_variance).exp().to(values.dtype)
         # a term of weight zero must not turn inf into NaN
-        total = torch.where(weights > 0, weights * values, 0.0).sum()
+        total = torch.where(factors > 0, factors * values, 0.0).sum()
+        if self.log_variance is not None:
+            total = total + self.log_variance.sum()
         if auxiliary is not None:
             total = total + gamma.to(values.dtype) * torch.as_tensor(auxiliary).reshape(())
         return total
@@ -161,7 +188,13 @@ class DynamicMemoryFusion(nn.Module):
         shifted = torch.cat((self._history[1:], values[None]))
         self._history.copy_(torch.where(usable, shifted, self._history))
         step = self._step + usable
-        weights, log_prior = self._adapt(step)
+        carry = None
+        if isinstance(self._rule, CarryingRule):
+            carry = torch.where(
+                usable, self._rule.update(self._window(step, self._carry)), self._carry
+            )
+            self._carry.copy_(carry)
+        weights, log_prior = self._adapt(self._window(step, carry))
         self._weights.copy_(torch.where(usable, weights, self._weights))
         self._log_prior.copy_(torch.where(usable, log_prior, self._log_prior))
         self._step.copy_(step)
@@ -181,11 +214,14 @@ class DynamicMemoryFusion(nn.Module):
             usable, broken = message[-2] > 0, message[-1] > 0
         return values, usable, broken
 
-    def _adapt(self, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights and log posterior from the memory after ``step`` recorded steps (Eq. 3-8)."""
+    def _window(self, step: Tensor, carry: Tensor | None) -> Window:
+        """The memory after ``step`` recorded steps, as a rule sees it."""
+        age = torch.arange(self.config.memory_size, 0, -1, device=step.device)
+        return Window(self._history, (age <= step)[:, None], self._log_prior, step, carry)
+
+    def _adapt(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Weights and log posterior the rule draws from the memory (Eq. 3-8)."""
         config = self.config
-        age = torch.arange(config.memory_size, 0, -1, device=step.device)
-        window = Window(self._history, (age <= step)[:, None], self._log_prior)
         score = self._rule(window)
         posterior = score.log_softmax(dim=0)
         weights = posterior.exp()
@@ -194,7 +230,7 @@ class DynamicMemoryFusion(nn.Module):
             posterior = weights.log()
         if config.weight_ema is not None:
             weights = config.weight_ema * self._weights + (1 - config.weight_ema) * weights
-        adapt = (step >= config.min_history) & weights.isfinite().all()
+        adapt = (window.steps() >= config.min_history) & weights.isfinite().all()
         return (
             torch.where(adapt, weights / weights.sum(), self._weights),
             torch.where(adapt, posterior, self._log_prior),
@@ -209,7 +245,7 @@ class DynamicMemoryFusion(nn.Module):
         return {
             "version": STATE_VERSION,
             "names": list(self.names),
-            "weighting": self.config.weighting,
+            "weighting": self._weighting,
             **state,
         }
 
@@ -222,7 +258,7 @@ class DynamicMemoryFusion(nn.Module):
         """
         if not isinstance(state, Mapping) or state.get("version") != STATE_VERSION:
             raise ValueError(f"not a DMF state of version {STATE_VERSION}: {_summary(state)}")
-        for key, mine in (("names", list(self.names)), ("weighting", self.config.weighting)):
+        for key, mine in (("names", list(self.names)), ("weighting", self._weighting)):
             if state.get(key) != mine:
                 raise ValueError(
                     f"the DMF state was saved with {key}={state.get(key)!r}, this fusion has {mine!r}; "
@@ -243,13 +279,20 @@ class DynamicMemoryFusion(nn.Module):
             if value.isnan().any():
                 raise ValueError(f"the DMF state holds NaN in {key}")
             loaded[field.name] = value
-        for name, value in loaded.items():
-            getattr(self, name).copy_(value)
+        with torch.no_grad():
+            for name, value in loaded.items():
+                getattr(self, name).copy_(value)
+
+    @property
+    def _weighting(self) -> str | dict[str, Any]:
+        """The rule's name, or its dict, as plain data for a checkpoint."""
+        spec = self.config.weighting
+        return spec if isinstance(spec, str) else dict(spec)
 
     def extra_repr(self) -> str:
         config = self.config
         parts = [
-            f"names={self.names}, weighting={config.weighting!r}",
+            f"names={self.names}, weighting={self._weighting!r}",
             f"memory_size={config.memory_size}, min_history={config.min_history}",
             f"gamma0={config.gamma0}, decay_rate={config.decay_rate}",
             f"decay_interval={config.decay_interval}",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dmf_plugins.core.config import DMFConfig, LossSpec
 from dmf_plugins.core.fusion import DynamicMemoryFusion
+from dmf_plugins.core.weighting import WeightingSpec
 from dmf_plugins.losses.base import LOSSES, SegmentationLoss
 from dmf_plugins.losses.overlap import OverlapLoss
 from dmf_plugins.losses.statistics import Mode, SegmentationStatistics
@@ -78,7 +79,7 @@ class DMFLoss(nn.Module):
         self,
         losses: Sequence[LossSpec] = ("ce", "iou", "dice"),
         auxiliary: LossSpec | None = "cb_dice",
-        weighting: str = "variance",
+        weighting: WeightingSpec = "variance",
         *,
         ignore_index: int | None = None,
         include_background: bool = True,

@@ -58,6 +58,11 @@ class DMFTrainerMixin(_Trainer):
         else:
             options.update(mode="softmax", ignore_index=labels.ignore_label)
         loss = DMFLoss.from_config(DMFConfig.from_dict(self.dmf), **{**options, **self.dmf_loss})
+        if loss.fusion.learned:
+            raise ValueError(
+                f"{type(self).__name__}: nnU-Net builds its optimizer before the loss, so the learned "
+                f"weights of {self.dmf['weighting']!r} would never move; choose another weighting"
+            )
         self._dmf_log = DMFLog(os.path.join(self.output_folder, LOG_NAME), loss.names)
         self._dmf_steps: list[torch.Tensor] = []
         self._dmf_skipped = 0

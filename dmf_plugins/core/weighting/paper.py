@@ -1,64 +1,12 @@
-"""Rules that turn a memory of loss values into weights (Eq. 3-8).
-
-A rule is a function ``Window -> Tensor[N]`` that returns one *log score* per term; the weights are
-their softmax, so a rule need not normalise. ``-inf`` stands for weight zero. When no score is
-finite, or any is NaN, the statistics are degenerate and the fusion keeps its last valid weights.
-To add a rule, write such a function here (or anywhere) and register it::
-
-    @WEIGHTINGS.register("range")
-    def range_rule(window):
-        '''w_i proportional to the range of the raw history.'''
-        return (window.high() - window.low()).log()
-
-Rules must not branch on tensor values: they run inside the training step, on the device.
-"""
+"""The paper's own rules (Eq. 3-8) and its baseline."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dmf_plugins.core.scaling import EPS, scale_history
-from dmf_plugins.registry import Registry
-
-
-@dataclass(frozen=True)
-class Window:
-    """What a rule sees of the memory at one step.
-
-    Attributes:
-        history: ``[M, N]`` float32 raw loss values, oldest first, the current step last.
-        valid: ``[M, 1]`` bool; False for rows at the top that no step has filled yet.
-        log_prior: ``[N]`` log of the weights the rule gave last (the prior at first). With
-            ``min_weight`` set, the bounded weights.
-    """
-
-    history: Tensor
-    valid: Tensor
-    log_prior: Tensor
-
-    def count(self) -> Tensor:
-        """Number of valid rows, 0-d int64."""
-        return self.valid.sum()
-
-    def low(self) -> Tensor:
-        """Smallest valid value of each term, ``[N]``."""
-        return torch.where(self.valid, self.history, torch.inf).amin(dim=0)
-
-    def high(self) -> Tensor:
-        """Largest valid value of each term, ``[N]``."""
-        return torch.where(self.valid, self.history, -torch.inf).amax(dim=0)
-
-    def scaled(self) -> Tensor:
-        """History after Eq. 10 and Eq. 9, ``[M, N]``; zero in rows that are not valid."""
-        return scale_history(self.history, self.valid)
-
-
-Rule = Callable[[Window], Tensor]
-WEIGHTINGS: Registry[Rule] = Registry("weighting")
+from dmf_plugins.core.scaling import EPS
+from dmf_plugins.core.weighting.base import WEIGHTINGS, Window
 
 
 def masked_median(values: Tensor, valid: Tensor) -> Tensor:
