@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dmf_plugins.losses.base import LOSSES, SegmentationLoss
-from dmf_plugins.losses.statistics import SegmentationStatistics
+from dmf_plugins.losses.statistics import SegmentationStatistics, class_mean_weights
 
 _TINY = 1e-8  # keeps 0/0 out when smooth is 0
 
@@ -47,15 +47,9 @@ class OverlapLoss(SegmentationLoss):
         self.smooth = smooth
 
     def compute(self, statistics: SegmentationStatistics) -> Tensor:
-        hits, predicted, true = self.pooled(statistics, self.batch_dice)
-        return mean_loss(self.score(hits, predicted, true), (true > 0).to(true.dtype))
-
-    def pooled(self, statistics: SegmentationStatistics, over_batch: bool) -> tuple[Tensor, ...]:
-        """Counts ``[1 or B, R, K]`` of the classes that take part."""
-        counts = statistics.counts
-        if not self.include_background:
-            counts = tuple(count[..., 1:] for count in counts)
-        return tuple(c.sum(dim=0, keepdim=True) for c in counts) if over_batch else counts
+        counts = statistics.pooled(self.batch_dice, self.include_background)
+        weight = statistics.presence(self.batch_dice, self.include_background)
+        return mean_loss(self.score(*counts), weight)
 
     def score(self, hits: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
         """Score in [0, 1] of every class, from TP, TP + FP and TP + FN."""
@@ -67,17 +61,8 @@ class OverlapLoss(SegmentationLoss):
 
 
 def mean_loss(score: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean of ``1 - score`` over classes, then mean over the groups with any weight.
-
-    Args:
-        score, weight: ``[G, R, K]``; weights need not be normalised.
-
-    Returns:
-        0-d; zero with a graph when all weights are zero.
-    """
-    total = weight.sum(dim=-1)
-    loss = ((1 - score) * weight).sum(dim=-1) / total.clamp_min(torch.finfo(total.dtype).tiny)
-    return loss.sum() / (total > 0).sum().clamp_min(1)
+    """Weighted sum of ``1 - score``, from weights of :func:`~.statistics.class_mean_weights`, 0-d."""
+    return ((1 - score) * weight).sum()
 
 
 @LOSSES.register("dice")
@@ -150,7 +135,8 @@ class ClassBalancedDiceLoss(DiceLoss):
         self.ratios = ratios
 
     def compute(self, statistics: SegmentationStatistics) -> Tensor:
-        hits, predicted, true = self.pooled(statistics, self.batch_dice and self.ratios == "batch")
+        pooled = self.batch_dice and self.ratios == "batch"
+        hits, predicted, true = statistics.pooled(pooled, self.include_background)
         pixels = true.sum(dim=0, keepdim=True) if self.ratios == "batch" else true
         weight = torch.where(true > 0, 1 / pixels.clamp_min(1), 0.0)
-        return mean_loss(self.score(hits, predicted, true), weight)
+        return mean_loss(self.score(hits, predicted, true), class_mean_weights(weight))

@@ -1,4 +1,4 @@
-"""What every loss term needs, from one softmax (or sigmoid) over the logits.
+"""What every loss term needs, from one pass over the logits.
 
 All terms are functions of a few sums per image and class, so they are computed once here and shared.
 Every sum has shape ``[B, R, K]``: K classes that compete for a pixel, in R independent groups.
@@ -14,7 +14,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from dmf_plugins.losses.kernels import (
+    BinaryCounts,
+    SoftmaxCounts,
+    binary_counts,
+    softmax_counts,
+)
 
 Mode = Literal["auto", "softmax", "sigmoid"]
 
@@ -76,49 +82,50 @@ class SegmentationStatistics:
             labelled = target != ignore_index
             mask = labelled if mask is None else labelled & mask
         self.mask = mask
-        self.target = target if mask is None else torch.where(mask, target, 0)
-        self._axes = tuple(range(2, logits.ndim))
+        self._shape = logits.shape
+        self._target = target.flatten(2)
+        self._ignored = None if mask is None else ~mask.flatten(2)
+        if self._ignored is not None:
+            self._target = self._target.masked_fill(self._ignored, 0)
         self._computed: dict[str, Any] = {}
+
+    @property
+    def binary(self) -> bool:
+        """Whether each channel, or the difference of the only two, decides by itself."""
+        return self.sigmoid or self._shape[1] == 2
+
+    @once
+    def _binary(self) -> BinaryCounts:
+        pair = not self.sigmoid
+        return binary_counts(self.logits.flatten(2), self._foreground, self._ignored, pair)
+
+    @once
+    def _softmax(self) -> SoftmaxCounts:
+        target = self._target.long()
+        _check_labels(target, self._shape[1])
+        return softmax_counts(self.logits.flatten(2), target, self._ignored)
+
+    @once
+    def _foreground(self) -> Tensor:
+        """0/1 truth of every binary channel, ``[B, R, P]``, zero where ignored."""
+        if self.sigmoid:
+            return (self._target != 0).to(self.logits.dtype)
+        _check_labels(self._target, 2)
+        return self._target.to(self.logits.dtype)
 
     @once
     def _nll(self) -> Tensor:
-        """Minus log-probability of the true class, ``[B, R, *spatial]``, zero where ignored."""
-        if self.sigmoid:
-            nll = functional.softplus(torch.where(self.target != 0, -self.logits, self.logits))
-        else:
-            nll = -_gather(self._log_prob, self.target.long())
-        return nll if self.mask is None else torch.where(self.mask, nll, 0.0)
-
-    @once
-    def _log_prob(self) -> Tensor:
-        return self.logits.log_softmax(dim=1)
-
-    @once
-    def _truth(self) -> Tensor:
-        """One-hot truth ``[B, C, *spatial]``, zero where ignored; the foreground in sigmoid mode."""
-        if self.sigmoid:
-            return (self.target != 0).to(self.logits.dtype)
-        truth = torch.zeros_like(self.logits, requires_grad=False)
-        index = self.target.long()
-        if self.mask is None:
-            return truth.scatter_(1, index, 1.0)
-        return truth.scatter_(1, index, self.mask.to(truth.dtype))
-
-    def _sum(self, pixels: Tensor) -> Tensor:
-        return pixels.sum(dim=self._axes)
-
-    def _pairs(self, foreground: Tensor, both: Tensor) -> Tensor:
-        """``[B, C]`` sums of the foreground and of everything -> ``[B, C, 2]``, background first."""
-        return torch.stack((both - foreground, foreground), dim=-1)
+        """Minus log-probability of the true class, ``[B, R, P]``, zero where ignored."""
+        return (self._binary if self.binary else self._softmax).nll
 
     @once
     def _labelled(self) -> Tensor:
-        """Labelled pixels of each image and channel, ``[B, C]`` or ``[B, 1]``."""
-        channels = self.logits.shape[1] if self.sigmoid else 1
-        if self.mask is None:
+        """Labelled pixels of each image and group, ``[B, R]``."""
+        groups = self._shape[1] if self.sigmoid else 1
+        if self._ignored is None:
             pixels = self.logits[0, 0].numel()
-            return self.logits.new_full((self.logits.shape[0], channels), pixels)
-        return self._sum(self.mask.to(self.logits.dtype)).expand(-1, channels)
+            return self.logits.new_full((self._shape[0], groups), pixels)
+        return (~self._ignored).sum(dim=-1).to(self.logits.dtype).expand(-1, groups)
 
     @once
     def num_labelled(self) -> Tensor:
@@ -141,10 +148,12 @@ class SegmentationStatistics:
         # below the floor the term is zero to any precision, and for gamma < 1 its slope infinite
         miss = (-torch.expm1(-nll)).clamp_min(torch.finfo(nll.dtype).tiny)
         pixels = miss.pow(gamma) * nll
-        by_class = self._sum(pixels * self._truth)
-        if self.sigmoid:
-            return self._pairs(by_class, self._sum(pixels))
-        return by_class[:, None]
+        if self.binary:
+            foreground = (pixels * self._foreground).sum(dim=-1)
+            return torch.stack((pixels.sum(dim=-1) - foreground, foreground), dim=-1)
+        classes = torch.arange(self._shape[1], device=nll.device)[:, None]
+        by_class = torch.where(self._target == classes, pixels, 0.0)
+        return by_class.sum(dim=-1)[:, None]
 
     @once
     def counts(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,24 +161,51 @@ class SegmentationStatistics:
 
         ``TP = sum p y``, ``predicted = sum p = TP + FP``, ``true = sum y = TP + FN``.
         """
-        prob = self.logits.sigmoid() if self.sigmoid else self._log_prob.exp()
-        if self.mask is not None:
-            prob = torch.where(self.mask, prob, 0.0)
-        hits, predicted, true = (
-            self._sum(prob * self._truth),
-            self._sum(prob),
-            self._sum(self._truth),
-        )
-        if not self.sigmoid:
-            return hits[:, None], predicted[:, None], true[:, None]
-        rest = self._labelled
-        # of the background: sum (1-p)(1-y) = all - predicted - true + hits
-        background_hits = (rest - predicted - true + hits).clamp_min(0)
+        if not self.binary:
+            found = self._softmax
+            return found.hits[:, None], found.predicted[:, None], found.true[:, None]
+        pair = self._binary
+        background = self._labelled - pair.true
+        background_hits = (background - pair.false_alarms).clamp_min(0)
         return (
-            torch.stack((background_hits, hits), dim=-1),
-            self._pairs(predicted, rest),
-            self._pairs(true, rest),
+            torch.stack((background_hits, pair.hits), dim=-1),
+            torch.stack((background_hits + pair.misses, pair.hits + pair.false_alarms), dim=-1),
+            torch.stack((background, pair.true), dim=-1),
         )
+
+    def pooled(self, over_batch: bool, include_background: bool) -> tuple[Tensor, ...]:
+        """:attr:`counts` ``[1 or B, R, K]``, summed over the batch or not, of the classes asked for."""
+        key = f"pooled {over_batch} {include_background}"
+        if key not in self._computed:
+            counts = self.counts
+            if not include_background:
+                counts = tuple(count[..., 1:] for count in counts)
+            if over_batch:
+                counts = tuple(count.sum(dim=0, keepdim=True) for count in counts)
+            self._computed[key] = counts
+        return self._computed[key]
+
+    def presence(self, over_batch: bool, include_background: bool) -> Tensor:
+        """Weights of the mean over the classes that occur in the target, ``[1 or B, R, K]``."""
+        key = f"presence {over_batch} {include_background}"
+        if key not in self._computed:
+            true = self.pooled(over_batch, include_background)[2]
+            self._computed[key] = class_mean_weights((true > 0).to(true.dtype))
+        return self._computed[key]
+
+
+def class_mean_weights(weight: Tensor) -> Tensor:
+    """Weights of a mean over classes within a group, then over the groups with any weight.
+
+    Args:
+        weight: ``[G, R, K]``, not negative, need not be normalised.
+
+    Returns:
+        ``[G, R, K]``, of sum 1; all zero when ``weight`` is.
+    """
+    total = weight.sum(dim=-1, keepdim=True)
+    groups = (total > 0).sum().clamp_min(1)
+    return weight / (total.clamp_min(torch.finfo(total.dtype).tiny) * groups)
 
 
 def resolve_mode(logits: Tensor, target: Tensor, mode: Mode) -> bool:
@@ -187,16 +223,20 @@ def resolve_mode(logits: Tensor, target: Tensor, mode: Mode) -> bool:
     return mode == "sigmoid"
 
 
-def _gather(log_prob: Tensor, index: Tensor) -> Tensor:
-    if torch.compiler.is_compiling():
-        return log_prob.gather(1, index)
-    try:
-        return log_prob.gather(1, index)
-    except RuntimeError as error:  # the CPU kernel checks its indices anyway
-        if "out of bounds" not in str(error):
-            raise
+def _check_labels(target: Tensor, classes: int) -> None:
+    """Raise ``ValueError`` on a label outside ``0..classes-1``.
+
+    On the CPU at once; on a GPU, where a look would stop the pipeline, by an assertion on the device,
+    as indexing with the label would.
+    """
+    if torch.compiler.is_compiling() or target.dtype == torch.bool:
+        return
+    if target.device.type != "cpu":
+        torch._assert_async(((target >= 0) & (target < classes)).all())
+        return
+    low, high = (int(value) for value in target.aminmax())
+    if low < 0 or high >= classes:
         raise ValueError(
-            f"target holds labels from {int(index.min())} to {int(index.max())}, but the logits have "
-            f"{log_prob.shape[1]} channels; relabel to 0..{log_prob.shape[1] - 1}, or name the label "
-            "to leave out as ignore_index"
-        ) from error
+            f"target holds labels from {low} to {high}, but the logits have {classes} channels; "
+            f"relabel to 0..{classes - 1}, or name the label to leave out as ignore_index"
+        )
