@@ -46,5 +46,5 @@ $(VENV)/.mmcv: $(VENV)/.nnunet
 	@touch $@
 
 $(VENV)/.all: $(VENV)/.mmcv
-	$(UV) --editable '.[nnunet,mmseg]' --group dev
+	$(UV) --editable '.[nnunet,mmseg,evaluate]' --group dev
 	@touch $@

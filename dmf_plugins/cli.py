@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from dmf_plugins import __version__
 from dmf_plugins.errors import DMFError, UsageError
+
+if TYPE_CHECKING:
+    from dmf_plugins.grid.plan import GridPlan
 
 app = typer.Typer(
     name="dmf",
@@ -152,6 +155,77 @@ def filter_command(
     typer.echo(f"wrote {len(written)} image(s) to {output}")
 
 
+@app.command(epilog="Example: dmf evaluate predictions raw/Dataset501_BUSI/labelsTs --out report")
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(metavar="PRED", help="Folder of predictions.")],
+    truth: Annotated[Path, typer.Argument(metavar="GT", help="Folder of label maps.")],
+    labels: Annotated[
+        Optional[str],
+        typer.Option(help="Like benign=1,malignant=2, or a dataset.json; default the one near GT."),
+    ] = None,
+    out: Annotated[Optional[Path], typer.Option(help="Folder of the report.")] = None,
+    ignore_index: Annotated[
+        Optional[int], typer.Option(help="Label whose pixels do not count.")
+    ] = None,
+    distances: Annotated[bool, typer.Option(help="Also HD95 and ASSD.")] = True,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Accept label maps without a prediction.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap intervals.")] = 0,
+    workers: Annotated[Optional[int], typer.Option(help="Processes; default one a core.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score a folder of PNG or NIfTI predictions; report as CSV, JSON, Markdown and a picture."""
+    from dmf_plugins.metrics.evaluate import evaluate_folders
+    from dmf_plugins.metrics.labelmaps import parse_labels
+    from dmf_plugins.report.evaluation import (
+        check_report_folder,
+        evaluation_markdown,
+        write_evaluation,
+    )
+
+    if out is not None:
+        check_report_folder(out, overwrite)
+    evaluation = evaluate_folders(
+        predictions,
+        truth,
+        parse_labels(labels, truth),
+        ignore_index=ignore_index,
+        distances=distances,
+        partial=partial,
+        seed=seed,
+        workers=workers,
+        progress=True,
+    )
+    typer.echo(evaluation_markdown(evaluation), nl=False)
+    if out is not None:
+        write_evaluation(evaluation, out, overwrite)
+        typer.echo(f"wrote {out}")
+
+
+@app.command(epilog="Example: dmf compare report_dmf report_stock")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Reports of dmf evaluate.")],
+    score: Annotated[str, typer.Option(help="dice, iou, precision, recall or f1.")] = "dice",
+    reference: Annotated[
+        Optional[Path], typer.Option(help="Compare every run with this one alone.")
+    ] = None,
+    out: Annotated[Optional[Path], typer.Option(help="CSV file to write.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Paired Wilcoxon tests between runs on the same images, Holm-corrected."""
+    from dmf_plugins.metrics.compare import compare_runs
+    from dmf_plugins.report.evaluation import comparison_markdown
+
+    if out is not None and out.exists() and not overwrite:
+        raise UsageError(f"{out} exists; --overwrite replaces it")
+    table = compare_runs(runs, score, reference=reference)
+    typer.echo(comparison_markdown(table, score), nl=False)
+    if out is not None:
+        table.to_csv(out, index=False)
+        typer.echo(f"wrote {out}")
+
+
 @app.command(epilog='Example: export nnUNet_extTrainer="$(dmf paths --nnunet)"')
 def paths(
     nnunet: Annotated[
@@ -177,7 +251,7 @@ def copy_configs(
     """Copy the MMSegmentation configs next to your own, to inherit from by a relative path."""
     import shutil
 
-    from dmf_plugins.data.atomic import building
+    from dmf_plugins.atomic import building
     from dmf_plugins.paths import bundled
 
     if output.exists() and not overwrite:
@@ -225,6 +299,134 @@ def demo(
     from dmf_plugins.demo import run_demo
 
     run_demo(output, data=data, device=device, overwrite=overwrite)
+
+
+@app.command(
+    epilog="Example: dmf grid Dataset_BUSI_with_GT.zip --output grid --seeds 3 --epochs 100"
+)
+def grid(
+    data: Annotated[
+        Optional[Path], typer.Argument(help="Folder or zip; not needed for a grid begun earlier.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder of the grid; finished cells stay.")] = Path(
+        "grid"
+    ),
+    dataset: Annotated[str, typer.Option(help="busi, busc or bus.")] = "busi",
+    rules: Annotated[
+        str, typer.Option(help="Weightings, separated by commas.")
+    ] = "variance,mad,bayesian",
+    auxiliaries: Annotated[
+        str, typer.Option(help="Auxiliary losses, separated by commas; none for none.")
+    ] = "tversky,focal,cb_dice,none",
+    variant: Annotated[
+        Optional[list[str]],
+        typer.Option(help="A setting of your own, NAME=JSON of DMFLoss options; repeatable."),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(help="Repetitions; each a split and an initial network.")
+    ] = 10,
+    epochs: Annotated[int, typer.Option(help="Length of a training.")] = 100,
+    size: Annotated[int, typer.Option(help="Image side, pixels.")] = 128,
+    filters: Annotated[int, typer.Option(help="Filters of the U-Net's first stage.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 12,
+    cfg_options: Annotated[
+        Optional[list[str]],
+        typer.Option(help="KEY=JSON merged into the MMSegmentation config; repeatable."),
+    ] = None,
+    workers: Annotated[
+        Optional[int], typer.Option(help="Cells at a time; default one a GPU or two cores.")
+    ] = None,
+    jobs: Annotated[
+        bool, typer.Option("--jobs", help="Print one command a cell, for a scheduler, and stop.")
+    ] = False,
+    cell: Annotated[
+        Optional[str], typer.Option(help="Run this one cell, by number or name, and stop.")
+    ] = None,
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Write tables and figures of what is finished, and stop."),
+    ] = False,
+) -> None:
+    """The paper's experiment with MMSegmentation: rules x auxiliary losses, and fixed weights.
+
+    Cells of a seed share split (70/15/15) and initial network. A finished cell is never run again, a
+    killed one starts anew, and new settings or seeds may be added to a grid. Writes tables 1-3
+    (Markdown, CSV, LaTeX), paired tests against fixed weights, and figures 1-5 (PNG, SVG).
+    """
+    import json
+
+    from dmf_plugins.grid.plan import GridPlan, grid_settings, load_plan, make_plan
+
+    def parse(entries: list[str] | None, option: str) -> dict[str, object]:
+        values = {}
+        for entry in entries or []:
+            key, _, value = entry.partition("=")
+            try:
+                values[key] = json.loads(value)
+            except ValueError as error:
+                raise UsageError(f"{option} {entry!r} must be NAME=JSON ({error})") from error
+        return values
+
+    if data is None:
+        plan = load_plan(output)
+    else:
+        if min(seeds, epochs, filters, batch_size) < 1 or size < 16:
+            raise UsageError(
+                "seeds, epochs, filters and batch size must be positive, size 16 or more"
+            )
+        variants = parse(variant, "--variant")
+        if not all(isinstance(v, dict) for v in variants.values()):
+            raise UsageError("--variant must be NAME={...}, a JSON object of DMFLoss options")
+        plan = make_plan(
+            GridPlan(
+                output=output,
+                dataset=dataset,
+                data=str(data.resolve()),
+                settings=grid_settings(
+                    [r for r in rules.split(",") if r],
+                    [a for a in auxiliaries.split(",") if a],
+                    variants,  # type: ignore[arg-type]
+                ),
+                seeds=list(range(seeds)),
+                epochs=epochs,
+                size=size,
+                filters=filters,
+                batch_size=batch_size,
+                cfg_options=parse(cfg_options, "--cfg-options"),
+            )
+        )
+    if cell is not None:
+        _grid_cell(plan, cell)
+        return
+    if not report:
+        plan.prepare_data(progress=True)
+        from dmf_plugins.grid.run import default_workers, job_commands, run_cells
+
+        if jobs:
+            typer.echo("\n".join(job_commands(plan)))
+            return
+        run_cells(plan, workers or default_workers())
+    from dmf_plugins.grid.report import write_report
+
+    for path in write_report(plan):
+        typer.echo(f"wrote {path}")
+
+
+def _grid_cell(plan: GridPlan, which: str) -> None:
+    from dmf_plugins.errors import needs
+
+    cells = plan.cells()
+    names = {str(key): cell for i, cell in enumerate(cells) for key in (i, cell.name)}
+    if which not in names:
+        raise UsageError(f"--cell must be 0..{len(cells) - 1} or a name such as {cells[0].name}")
+    chosen = names[which]
+    if chosen.finished:
+        typer.echo(f"{chosen.name} has finished already")
+        return
+    with needs("mmseg,evaluate"):
+        from dmf_plugins.grid.cell import run_cell
+    run_cell(plan, chosen)
+    typer.echo(f"finished {chosen.name}")
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

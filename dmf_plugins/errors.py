@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class DMFError(Exception):
     """Base of the errors below; ``exit_code`` is what ``dmf`` returns for it."""
@@ -19,3 +22,14 @@ class DataError(DMFError):
     """An input file is missing, unreadable or contradicts another."""
 
     exit_code = 1
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Turn a failed import inside into a ``UsageError`` with the line that installs ``extra``."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{error.name} is not installed; run: pip install 'dmf-plugins[{extra}]'"
+        ) from error

@@ -18,7 +18,7 @@ import numpy as np
 from rich.progress import track
 from rich.table import Table
 
-from dmf_plugins.data.atomic import building
+from dmf_plugins.atomic import building
 from dmf_plugins.data.duplicates import Fingerprint, group_duplicates
 from dmf_plugins.data.images import (
     BilateralParameters,

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from dmf_plugins.data.atomic import building
+from dmf_plugins.atomic import building
 from dmf_plugins.data.images import Gray, encode_png
 from dmf_plugins.errors import UsageError
 

@@ -1,5 +1,8 @@
-"""Metrics on label maps."""
+"""Metrics on label maps: overlap, surface distance, and the evaluation of folders."""
 
+from dmf_plugins.metrics.compare import compare_runs
+from dmf_plugins.metrics.distance import SurfaceDistances, surface_distances
+from dmf_plugins.metrics.evaluate import Evaluation, evaluate_folders
 from dmf_plugins.metrics.segmentation import (
     SegmentationMetrics,
     confusion_counts,
@@ -7,4 +10,14 @@ from dmf_plugins.metrics.segmentation import (
     segmentation_metrics,
 )
 
-__all__ = ["SegmentationMetrics", "confusion_counts", "metrics_from_counts", "segmentation_metrics"]
+__all__ = [
+    "Evaluation",
+    "SegmentationMetrics",
+    "SurfaceDistances",
+    "compare_runs",
+    "confusion_counts",
+    "evaluate_folders",
+    "metrics_from_counts",
+    "segmentation_metrics",
+    "surface_distances",
+]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Aggregate = Literal["dataset", "image"]
+Scores = NDArray[np.float64]
 NAMES = ("dice", "iou", "precision", "recall", "f1")
 
 
@@ -25,7 +26,7 @@ class SegmentationMetrics:
         cb_dice: class-balanced Dice (Eq. 24), weights from the pixels counted.
     """
 
-    per_class: dict[str, NDArray[np.float64]]
+    per_class: dict[str, Scores]
     lesion: dict[str, float]
     paper: dict[str, float]
     accuracy: float
@@ -94,40 +95,72 @@ def metrics_from_counts(counts: Sequence[NDArray[np.int64]]) -> SegmentationMetr
     Args:
         counts: matrices ``[num_classes, num_classes]`` from :func:`confusion_counts`.
     """
-    images = [_scores(matrix) for matrix in counts]
-    per_class = {name: _nanmean(np.stack([i[0][name] for i in images]), 0) for name in NAMES}
-    lesion, paper = (
-        {
-            name: float(_nanmean(np.array([_nanmean(i[0][name][first:], 0) for i in images]), 0))
-            for name in NAMES
-        }
-        for first in (1, 0)
+    stacked = np.stack(counts)
+    scores = class_scores(stacked)
+    means = {name: foreground_and_all(values) for name, values in scores.items()}
+    return SegmentationMetrics(
+        per_class={name: nanmean(values, 0) for name, values in scores.items()},
+        lesion={name: float(nanmean(lesion, 0)) for name, (lesion, _) in means.items()},
+        paper={name: float(nanmean(paper, 0)) for name, (_, paper) in means.items()},
+        accuracy=float(nanmean(accuracy(stacked), 0)),
+        cb_dice=float(nanmean(cb_dice(stacked), 0)),
     )
-    accuracy, cb_dice = (
-        float(_nanmean(np.array([i[column] for i in images]), 0)) for column in (1, 2)
-    )
-    return SegmentationMetrics(per_class, lesion, paper, accuracy, cb_dice)
 
 
-def _scores(matrix: NDArray[np.int64]) -> tuple[dict[str, NDArray[np.float64]], float, float]:
-    """Per-class scores, accuracy and CB-Dice of one confusion matrix."""
-    hits = np.diag(matrix).astype(float)
-    true, predicted = matrix.sum(axis=1).astype(float), matrix.sum(axis=0).astype(float)
+def class_scores(counts: NDArray[np.integer]) -> dict[str, Scores]:
+    """Dice, IoU, precision, recall and F1 (Eq. 11-15) of each class.
+
+    Args:
+        counts: confusion matrices ``[..., K, K]``, rows truth, columns prediction.
+
+    Returns:
+        name -> ``[..., K]`` in [0, 1]; NaN for a class in neither truth nor prediction.
+    """
+    hits, true, predicted = _margins(counts)
     occurs = true + predicted > 0
     precision, recall = (
         np.where(occurs, hits / np.maximum(total, 1), np.nan) for total in (predicted, true)
     )
-    dice = np.where(occurs, 2 * hits / np.maximum(true + predicted, 1), np.nan)
-    iou = np.where(occurs, hits / np.maximum(true + predicted - hits, 1), np.nan)
-    f1 = np.where(occurs, 2 * precision * recall / np.maximum(precision + recall, 1e-300), np.nan)
+    return {
+        "dice": np.where(occurs, 2 * hits / np.maximum(true + predicted, 1), np.nan),
+        "iou": np.where(occurs, hits / np.maximum(true + predicted - hits, 1), np.nan),
+        "precision": precision,
+        "recall": recall,
+        "f1": np.where(
+            occurs, 2 * precision * recall / np.maximum(precision + recall, 1e-300), np.nan
+        ),
+    }
+
+
+def accuracy(counts: NDArray[np.integer]) -> Scores:
+    """Share of correct pixels, ``[..., K, K] -> [...]``; NaN without pixels."""
+    hits, true, _ = _margins(counts)
+    pixels = true.sum(axis=-1)
+    return np.where(pixels > 0, hits.sum(axis=-1) / np.maximum(pixels, 1), np.nan)
+
+
+def cb_dice(counts: NDArray[np.integer]) -> Scores:
+    """Class-balanced Dice (Eq. 24), ``[..., K, K] -> [...]``, over the classes of the truth."""
+    _, true, _ = _margins(counts)
     inverse = np.where(true > 0, 1 / np.maximum(true, 1), 0.0)
-    cb_dice = float(np.nansum(inverse * dice) / inverse.sum()) if true.any() else float("nan")
-    accuracy = float(hits.sum() / matrix.sum()) if matrix.any() else float("nan")
-    scores = {"dice": dice, "iou": iou, "precision": precision, "recall": recall, "f1": f1}
-    return scores, accuracy, cb_dice
+    total = inverse.sum(axis=-1)
+    dice = np.nan_to_num(class_scores(counts)["dice"])
+    return np.where(total > 0, (inverse * dice).sum(axis=-1) / np.maximum(total, 1e-300), np.nan)
 
 
-def _nanmean(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+def foreground_and_all(scores: Scores) -> tuple[Scores, Scores]:
+    """Mean over classes 1.. and over all classes, ``[..., K] -> [...]`` each."""
+    return nanmean(scores[..., 1:], -1), nanmean(scores, -1)
+
+
+def _margins(counts: NDArray[np.integer]) -> tuple[Scores, Scores, Scores]:
+    """Correct, true and predicted pixels of each class, ``[..., K]``."""
+    hits = np.diagonal(counts, axis1=-2, axis2=-1).astype(float)
+    return hits, counts.sum(axis=-1).astype(float), counts.sum(axis=-2).astype(float)
+
+
+def nanmean(values: Scores, axis: int) -> Scores:
+    """Mean over what is not NaN; NaN where there is nothing, without a warning."""
     known = ~np.isnan(values)
     count = known.sum(axis=axis)
     total = np.where(known, values, 0.0).sum(axis=axis)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -54,6 +56,27 @@ def plot_dynamics(log_path: str | os.PathLike[str], output: str | os.PathLike[st
         _draw(log, Path(output))
 
 
+def plot_dynamics_grid(
+    logs: Mapping[str, pd.DataFrame], kind: Literal["weights", "terms"], output: Path
+) -> None:
+    """One panel a log: the paper's figure 4 (``weights``) or 5 (``terms``), a row a setting.
+
+    Args:
+        logs: title -> log.
+        kind: which curves.
+        output: picture; the suffix decides the format.
+    """
+    draw = plot_weights if kind == "weights" else plot_terms
+    with style.context("default"):
+        figure = Figure(figsize=(9, 1.9 * len(logs) + 0.4), layout="constrained")
+        panels = figure.subplots(len(logs), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (title, log) in zip(panels, logs.items(), strict=True):
+            draw(axes, log)
+            axes.set_title(title, fontsize=9, loc="left")
+            axes.label_outer()
+        _save(figure, output)
+
+
 def _draw(log: pd.DataFrame, output: Path) -> None:
     figure = Figure(figsize=(10, 9), layout="constrained")
     weights, terms, gamma = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1.3])
@@ -64,6 +87,10 @@ def _draw(log: pd.DataFrame, output: Path) -> None:
     gamma.set(xlabel="step", ylabel="gamma", ylim=(0, 1.1 * log["gamma"].max() or 1))
     last = int(log["epoch"].iloc[-1])
     weights.set_title(f"Dynamic Memory Fusion, {len(log)} steps, epoch {last}")
+    _save(figure, output)
+
+
+def _save(figure: Figure, output: Path) -> None:
     partial = output.with_name(f".{output.stem}.partial{output.suffix}")
     figure.savefig(partial, dpi=100)
     os.replace(partial, output)

@@ -1,0 +1,134 @@
+"""One cell: train and test through mmengine's Runner, score, write the result last."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+import dmf_plugins
+import dmf_plugins.mmseg
+from dmf_plugins.data.writers import write_json
+from dmf_plugins.grid.plan import RESULT, Cell, GridPlan
+from dmf_plugins.metrics.evaluate import PER_IMAGE, evaluate_folders
+from dmf_plugins.paths import bundled
+
+CONFIG = "unet_dmf_busi-128x128.py"
+VALIDATIONS = 10  # a training
+
+
+@HOOKS.register_module()
+class InitialWeightsHook(Hook):
+    """Remembers a digest of the initial network, so that cells of one seed can be compared."""
+
+    digest = ""
+
+    def before_train(self, runner: Runner) -> None:
+        digest = hashlib.sha256()
+        for name, value in sorted(runner.model.state_dict().items()):
+            if "loss_decode" not in name:
+                digest.update(name.encode() + value.cpu().numpy().tobytes())
+        self.digest = digest.hexdigest()[:16]
+
+
+def run_cell(plan: GridPlan, cell: Cell) -> dict[str, Any]:
+    """Train, test and score one cell; what an earlier, killed run of it left is removed first.
+
+    Returns:
+        The content of ``result.json``: scores of the best checkpoint, by lesion Dice on the
+        validation part, on the test part.
+    """
+    start = time.monotonic()
+    shutil.rmtree(cell.folder, ignore_errors=True)
+    cell.folder.mkdir(parents=True)
+    config = cell_config(plan, cell)
+    config.dump(str(cell.folder / "config.py"))
+
+    runner = Runner.from_cfg(copy.deepcopy(config))
+    runner.train()
+    initial = next(h for h in runner.hooks if isinstance(h, InitialWeightsHook)).digest
+    best = runner.message_hub.get_info("best_ckpt")
+    validation = runner.message_hub.get_info("best_score")
+
+    config.load_from = best
+    config.experiment_name = f"{config.experiment_name}_test"
+    config.visualizer.name = config.experiment_name
+    scores = Runner.from_cfg(config).test()
+    truth = plan.data_root(cell.seed) / "ann_dir" / "test"
+    evaluation = evaluate_folders(cell.folder / "predictions", truth, {"lesion": 1}, workers=1)
+    evaluation.per_image.to_csv(cell.folder / PER_IMAGE, index=False, float_format="%.6g")
+    shutil.copy(cell.folder / "work" / "dmf_log.csv", cell.folder / "dmf_log.csv")
+    shutil.rmtree(cell.folder / "work")  # checkpoints of many cells fill a disk
+
+    result = {
+        "setting": cell.setting,
+        "seed": cell.seed,
+        "options": cell.options,
+        "initial_weights": initial,
+        "validation_lesion_dice": float(validation),
+        "best_checkpoint": Path(best).name,
+        "test": {name: float(value) for name, value in scores.items()},
+        "test_hd95_pixels": evaluation.summary["lesion"]["hd95"]["mean"],
+        "seconds": round(time.monotonic() - start),
+        "versions": {"dmf_plugins": dmf_plugins.__version__, "torch": torch.__version__},
+    }
+    write_json(cell.folder / f".{RESULT}", result)
+    os.replace(cell.folder / f".{RESULT}", cell.folder / RESULT)
+    return result
+
+
+def cell_config(plan: GridPlan, cell: Cell) -> Config:
+    """The bundled U-Net config with the settings of one cell."""
+    config = Config.fromfile(bundled("mmseg_configs") / CONFIG)
+    scale = (plan.size, plan.size)
+    for part in ("train", "val", "test"):
+        loader = config[f"{part}_dataloader"]
+        loader.num_workers = 0  # the cells are the parallelism; also the order of random numbers
+        loader.persistent_workers = False
+        loader.batch_size = plan.batch_size
+        loader.dataset.data_root = str(plan.data_root(cell.seed))
+        for step in loader.dataset.pipeline:
+            if step.type == "Resize":
+                step.scale = scale
+    interval = max(1, plan.epochs // VALIDATIONS)
+    loss = {"type": "DMFLoss", **cell.options}
+    config.merge_from_dict(
+        {
+            "work_dir": str(cell.folder / "work"),
+            "experiment_name": f"{cell.setting}_{cell.seed}",
+            "randomness": {"seed": cell.seed},
+            "train_cfg.max_epochs": plan.epochs,
+            "train_cfg.val_interval": interval,
+            "default_hooks.checkpoint.interval": interval,
+            "default_hooks.checkpoint.max_keep_ckpts": 1,
+            "model.data_preprocessor.size": scale,
+            "model.backbone.base_channels": plan.filters,
+            "model.decode_head.in_channels": plan.filters,
+            "model.decode_head.channels": plan.filters,
+            "custom_hooks": [{"type": "DMFHook"}, {"type": "InitialWeightsHook"}],
+            "test_evaluator": [
+                {"type": "DMFMetric"},
+                {
+                    "type": "IoUMetric",
+                    "format_only": True,
+                    "output_dir": str(cell.folder / "predictions"),
+                },
+            ],
+            **plan.cfg_options,
+        }
+    )
+    config.model.decode_head.loss_decode = loss
+    config.visualizer.name = config.experiment_name
+    for scheduler in config.param_scheduler:
+        scheduler.end = plan.epochs
+    return config

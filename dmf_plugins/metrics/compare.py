@@ -1,0 +1,126 @@
+"""Paired tests between evaluated runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dmf_plugins.errors import DataError, UsageError, needs
+from dmf_plugins.metrics.evaluate import PER_IMAGE, bootstrap_interval
+from dmf_plugins.metrics.segmentation import NAMES
+
+
+def compare_runs(
+    runs: Sequence[str | os.PathLike[str]],
+    score: str = "dice",
+    *,
+    reference: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Wilcoxon signed-rank test of every pair of runs on the same images, Holm-corrected.
+
+    The score of an image is its mean over the foreground classes. An image whose truth and
+    prediction are both empty counts as 1, so that a false alarm of the other run is not lost.
+
+    Args:
+        runs: folders written by ``dmf evaluate``, or their ``per_image.csv``.
+        score: ``dice``, ``iou``, ``precision``, ``recall`` or ``f1``.
+        reference: compare every run with this one alone.
+        seed: of the bootstrap of the difference.
+
+    Returns:
+        One row a pair: ``a``, ``b``, ``images``, ``mean_a``, ``mean_b``, ``difference`` (a - b) with
+        ``low`` and ``high`` of its bootstrap 95 % interval, ``p`` and ``p_holm``.
+
+    Raises:
+        UsageError: fewer than two runs, or an unknown score.
+        DataError: a run is no report, or two runs hold different images.
+    """
+    if score not in NAMES:
+        raise UsageError(f"score must be one of {', '.join(NAMES)}, got {score!r}")
+    paths = [Path(run) for run in runs]
+    pairs = list(combinations(paths, 2))
+    if reference is not None:
+        pairs = [(path, Path(reference)) for path in paths if path != Path(reference)]
+    if not pairs:
+        raise UsageError("give at least two different runs to compare")
+    scores = {path: image_scores(path, score) for pair in pairs for path in pair}
+    names = _short_names(list(scores))
+    return compare_scores(
+        [((names[a], scores[a]), (names[b], scores[b])) for a, b in pairs], seed=seed
+    )
+
+
+def compare_scores(
+    pairs: Sequence[tuple[tuple[str, pd.Series], tuple[str, pd.Series]]], *, seed: int = 0
+) -> pd.DataFrame:
+    """As :func:`compare_runs`, from named scores indexed by image.
+
+    Raises:
+        DataError: the two sides of a pair hold different images.
+    """
+    rows = []
+    for (first, a), (second, b) in pairs:
+        for image in sorted(set(a.index) ^ set(b.index)):
+            raise DataError(f"{first} and {second} hold different images, such as {image}")
+        difference = (a - b.reindex(a.index)).to_numpy()
+        spread = bootstrap_interval(partial(_mean_of, difference), len(a), seed)
+        rows.append(
+            {
+                "a": first,
+                "b": second,
+                "images": len(a),
+                "mean_a": a.mean(),
+                "mean_b": b.mean(),
+                "difference": spread["mean"],
+                "low": spread["low"],
+                "high": spread["high"],
+                "p": wilcoxon_p(difference),
+            }
+        )
+    table = pd.DataFrame(rows)
+    with needs("evaluate"):
+        from statsmodels.stats.multitest import multipletests
+    table["p_holm"] = multipletests(table["p"], method="holm")[1]
+    return table
+
+
+def _mean_of(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    return values[index].mean(axis=-1)
+
+
+def image_scores(run: Path, score: str = "dice") -> pd.Series:
+    """Score of each image of a run: mean over classes, 1 where nothing is and nothing was found."""
+    path = run / PER_IMAGE if run.is_dir() else run
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; write it with: dmf evaluate PRED GT --out {run}")
+    try:
+        table = pd.read_csv(path, dtype={"image": str})
+        empty = (table["true_pixels"] == 0) & (table["predicted_pixels"] == 0)
+        values = table[score].where(~empty, 1.0)
+        return values.groupby(table["image"]).mean()
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path} is no report of dmf evaluate ({error})") from error
+
+
+def wilcoxon_p(difference: np.ndarray) -> float:
+    """Two-sided p of the Wilcoxon signed-rank test; 1 where nothing differs."""
+    from scipy.stats import wilcoxon
+
+    return float(wilcoxon(difference).pvalue) if np.any(difference != 0) else 1.0
+
+
+def _short_names(paths: list[Path]) -> dict[Path, str]:
+    """Names that differ, from as few trailing parts of the paths as it takes."""
+    plain = {p: (p.parent if p.name == PER_IMAGE else p).resolve() for p in paths}
+    for count in range(1, max(len(p.parts) for p in plain.values()) + 1):
+        names = {path: "/".join(full.parts[-count:]) for path, full in plain.items()}
+        if len(set(names.values())) == len(names):
+            return names
+    raise UsageError("the same run is given twice")
