@@ -425,7 +425,8 @@ def _grid_cell(plan: GridPlan, which: str) -> None:
         return
     with needs("mmseg,evaluate"):
         from dmf_plugins.grid.cell import run_cell
-    run_cell(plan, chosen)
+    with chosen.lock():
+        run_cell(plan, chosen)
     typer.echo(f"finished {chosen.name}")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmf_plugins import LOSSES, DMFConfig, DMFLoss
+from dmf_plugins import LOSSES, WEIGHTINGS, DMFConfig, DMFLoss
 
 from .test_losses import batch
 
@@ -100,8 +100,9 @@ def test_shared_options_reach_the_region_terms_and_a_dict_overrides_them():
     assert (iou.smooth, iou.batch_dice) == (1.0, False)
 
 
-@pytest.mark.parametrize("rule", ["variance", "mad", "bayesian", "fixed"])
-@pytest.mark.parametrize("ignore_index", [None, 255])
+@pytest.mark.parametrize(
+    ("rule", "ignore_index"), [("variance", None), *((rule, 255) for rule in sorted(WEIGHTINGS))]
+)
 def test_the_whole_step_compiles_without_a_graph_break(rule, ignore_index):
     options = dict(
         losses=("ce", "iou", "dice", "focal"),

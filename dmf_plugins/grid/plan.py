@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from dmf_plugins.data import convert_dataset
 from dmf_plugins.data.readers import READERS
 from dmf_plugins.data.writers import write_json
-from dmf_plugins.errors import DataError, UsageError
+from dmf_plugins.errors import DataError, DMFError, UsageError
 
 PLAN = "grid.json"
 RESULT = "result.json"
@@ -45,6 +48,22 @@ class Cell:
     def finished(self) -> bool:
         """Whether it has run to its end; a killed cell has no result."""
         return (self.folder / RESULT).is_file()
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held while the cell runs; the system lets go of it however the process ends.
+
+        Raises:
+            DMFError: another process runs this cell.
+        """
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder.with_name(f".{self.folder.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise DMFError(f"another process is running {self.name}; wait for it") from error
+        with lock:
+            yield
 
     def result(self) -> dict[str, Any]:
         """What :func:`~dmf_plugins.grid.cell.run_cell` wrote."""

@@ -113,6 +113,7 @@ def parse_labels(text: str | None, truth: Path) -> dict[str, int]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is not a readable dataset.json ({error})") from error
+    content = content if isinstance(content, Mapping) else {}
     labels = content.get("labels")
     if labels is None and isinstance(content.get("classes"), list):
         labels = {name: value for value, name in enumerate(content["classes"])}

@@ -1,0 +1,202 @@
+"""The paper's grid through its command: real trainings, killed and continued, tables and figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dmf_plugins.errors import DataError, DMFError, UsageError
+from dmf_plugins.grid.plan import RESULT, GridPlan, grid_settings, load_plan, make_plan
+from dmf_plugins.report.tables import best_in_bold, mean_and_std, table_latex, table_markdown
+
+from .test_cli import dmf
+
+VARIANT = 'bounded={"weighting": "bayesian", "min_weight": 0.1, "memory_size": 6, "min_history": 2}'
+SMALL = ("--rules", "variance", "--auxiliaries", "none", "--seeds", 1, "--epochs", 2, "--size", 32,
+         "--filters", 4, "--batch-size", 4)  # fmt: skip
+
+
+def plan(output: Path, **changes: object) -> GridPlan:
+    settings = grid_settings(["variance"], ["cb_dice"], {})
+    options = dict(
+        output=output, dataset="busi", data="x", settings=settings, seeds=[0], epochs=2, size=32,
+        filters=4, batch_size=4,
+    )  # fmt: skip
+    return GridPlan(**{**options, **changes})
+
+
+def test_settings_are_the_papers_grid():
+    settings = grid_settings(
+        ["variance", "mad"], ["tversky", "none"], {"mine": {"min_weight": 0.1}}
+    )
+    assert list(settings) == [
+        "fixed", "variance+tversky", "variance+none", "mad+tversky", "mad+none", "mine"
+    ]  # fmt: skip
+    assert settings["fixed"] == {"weighting": "fixed", "auxiliary": None}
+    assert settings["mad+none"] == {"weighting": "mad", "auxiliary": None}
+
+
+@pytest.mark.parametrize(
+    ("rules", "auxiliaries", "variants", "message"),
+    [
+        (["varience"], ["none"], {}, "did you mean 'variance'"),
+        (["mad"], ["cbdice"], {}, "did you mean 'cb_dice'"),
+        (["mad"], ["none"], {"mad+none": {}}, "taken"),
+        (["mad"], ["none"], {"a/b": {}}, "slash"),
+        (["mad"], ["none"], {"mine": {"memory": 3}}, "setting mine: unknown DMF option"),
+    ],
+)
+def test_wrong_settings_are_named(rules, auxiliaries, variants, message):
+    with pytest.raises(UsageError, match=message):
+        grid_settings(rules, auxiliaries, variants)
+
+
+def test_a_grid_can_grow_but_not_change(tmp_path):
+    make_plan(plan(tmp_path / "g"))
+    more = grid_settings(["mad"], ["none"], {})
+    grown = make_plan(plan(tmp_path / "g", settings=more, seeds=[1]))
+    assert grown.seeds == [0, 1]
+    assert list(grown.settings) == ["fixed", "variance+cb_dice", "mad+none"]
+    assert [cell.name for cell in load_plan(tmp_path / "g").cells()][3] == "fixed/seed1"
+    with pytest.raises(UsageError, match="epochs=2"):
+        make_plan(plan(tmp_path / "g", epochs=3))
+    with pytest.raises(UsageError, match="another setting 'fixed'"):
+        make_plan(plan(tmp_path / "g", settings={"fixed": {"weighting": "mad"}}))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(UsageError, match="no earlier grid"):
+        make_plan(plan(tmp_path / "other"))
+    with pytest.raises(UsageError, match="holds no grid"):
+        load_plan(tmp_path / "none")
+    (tmp_path / "g" / "grid.json").write_text("{")
+    with pytest.raises(DataError, match="damaged"):
+        load_plan(tmp_path / "g")
+
+
+def test_a_cell_runs_once_at_a_time(tmp_path):
+    cell = plan(tmp_path).cells()[0]
+    with (
+        cell.lock(),
+        pytest.raises(DMFError, match="another process"),
+        plan(tmp_path).cells()[0].lock(),
+    ):
+        pass
+    with cell.lock():
+        pass
+
+
+def test_tables_mark_the_best_and_escape_latex():
+    results = pd.DataFrame(
+        {
+            "weighting": ["a", "a", "b_c", "b_c"],
+            "dice": [80.0, 82.0, 90.0, 91.0],
+            "hd": [3.0, 3, 5, 5],
+        }
+    )
+    table = mean_and_std(results, ["weighting"], {"dice": "Dice", "hd": "HD95"})
+    shown = best_in_bold(table, smaller_is_better=["HD95"])
+    assert shown.loc["b_c", "Dice"] == "**90.50 ± 0.71**"
+    assert shown.loc["a", "Dice"] == "81.00 ± 1.41"
+    assert shown.loc["a", "HD95"] == "**3.00 ± 0.00**"
+    assert table_markdown(shown).splitlines()[3] == "| b_c | **90.50 ± 0.71** | 5.00 ± 0.00 |"
+    latex = table_latex(shown, "Caption")
+    assert "b\\_c & \\textbf{90.50 $\\pm$ 0.71} & 5.00 $\\pm$ 0.00 \\\\" in latex
+
+
+@pytest.fixture(scope="module")
+def grid(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small grid that was killed after its first cell and then continued."""
+    pytest.importorskip("mmcv.ops", reason="MMSegmentation is not installed")
+    output = tmp_path_factory.mktemp("grids") / "grid"
+    command = [sys.executable, "-m", "dmf_plugins", "grid", phantoms, "--output", output, *SMALL]
+    command = [*map(str, command), "--variant", VARIANT, "--workers"]
+    first = output / "cells" / "fixed" / "seed0" / RESULT
+    process = subprocess.Popen([*command, "1"], start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 300
+        while not first.exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.2)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert first.exists()
+    stamp = first.stat().st_mtime_ns
+    assert not (output / "tables.md").exists()
+    done = subprocess.run([*command, "2"], capture_output=True, text=True, check=False)
+    logs = "\n".join(p.read_text()[-1500:] for p in output.glob("cells/*/*.log"))
+    assert done.returncode == 0, done.stderr + logs
+    assert first.stat().st_mtime_ns == stamp  # a finished cell is never run again
+    return output
+
+
+@pytest.mark.slow
+def test_cells_share_split_and_initial_network_and_are_scored_on_the_test_part(grid):
+    results = pd.read_csv(grid / "results.csv")
+    assert list(results["setting"]) == ["fixed", "variance+none", "bounded"]
+    assert results["initial_weights"].nunique() == 1
+    assert results["lesion_dice"].between(0, 100).all()
+    truth = sorted(p.name for p in (grid / "data/seed0/BUSI/ann_dir/test").iterdir())
+    for cell in load_plan(grid).cells():
+        assert sorted(p.name for p in (cell.folder / "predictions").iterdir()) == truth
+        images = pd.read_csv(cell.folder / "per_image.csv")
+        # what mmengine's evaluator saw and what lies on disk agree
+        assert 100 * images["dice"].mean() == pytest.approx(
+            cell.result()["test"]["lesion_dice"], abs=0.01
+        )
+        log = pd.read_csv(cell.folder / "dmf_log.csv")
+        assert log["epoch"].max() == 1
+        assert not (cell.folder / "work").exists()
+
+
+@pytest.mark.slow
+def test_tables_and_figures_are_written(grid):
+    text = (grid / "tables.md").read_text()
+    assert "± standard deviation" in text
+    assert re.search(r"\| none \| fixed \| fixed \| .*\d\d\.\d\d", text)
+    assert "(Wilcoxon)" in text
+    assert "\\begin{tabular}" in (grid / "tables.tex").read_text()
+    for name in ("weights", "terms", "samples"):
+        assert (grid / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (grid / f"{name}.svg").read_text()
+    comparison = pd.read_csv(grid / "comparison.csv")
+    assert list(comparison["a"]) == ["variance+none", "bounded"]
+    assert np.all(comparison["p_holm"] >= comparison["p"])
+
+
+@pytest.mark.slow
+def test_jobs_for_a_scheduler_and_single_cells(grid):
+    nothing = dmf("grid", "--output", grid, "--jobs")
+    assert nothing.stdout.strip() == ""
+    cell = load_plan(grid).cells()[1]
+    (cell.folder / RESULT).rename(cell.folder / "aside")
+    jobs = dmf("grid", "--output", grid, "--jobs").stdout.strip()
+    (cell.folder / "aside").rename(cell.folder / RESULT)
+    assert jobs.startswith(f"dmf grid --output {grid} --cell 1 ")
+    assert "has finished already" in dmf("grid", "--output", grid, "--cell", 1).stdout
+    assert dmf("grid", "--output", grid, "--cell", 99).returncode == 2
+    assert dmf("grid", "--output", grid, "--report").returncode == 0
+
+
+@pytest.mark.slow
+def test_cells_that_began_differently_are_not_compared(grid):
+    cell = load_plan(grid).cells()[1]
+    good = (cell.folder / RESULT).read_text()
+    try:
+        (cell.folder / RESULT).write_text(json.dumps({**json.loads(good), "initial_weights": "x"}))
+        result = dmf("grid", "--output", grid, "--report")
+        assert (result.returncode, "different networks" in result.stderr) == (1, True)
+        (cell.folder / RESULT).write_text(good[:40])
+        result = dmf("grid", "--output", grid, "--report")
+        assert (result.returncode, "is damaged" in result.stderr) == (1, True)
+    finally:
+        (cell.folder / RESULT).write_text(good)
