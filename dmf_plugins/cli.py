@@ -430,6 +430,68 @@ def _grid_cell(plan: GridPlan, which: str) -> None:
     typer.echo(f"finished {chosen.name}")
 
 
+@app.command(
+    epilog="Example: dmf export nnUNet_results/Dataset501_BUSI/nnUNetTrainerDMF__nnUNetPlans__2d"
+)
+def export(
+    model: Annotated[
+        Path, typer.Argument(help="nnU-Net's model folder, or MMSegmentation's work directory.")
+    ],
+    output: Annotated[
+        Optional[Path],
+        typer.Argument(help="Folder to write; for nnU-Net default the stock trainer's."),
+    ] = None,
+    config: Annotated[
+        Optional[Path], typer.Option(help="MMSegmentation: config, if not the one left there.")
+    ] = None,
+    checkpoint: Annotated[
+        Optional[Path], typer.Option(help="MMSegmentation: checkpoint, default the best.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Copy a trained model so that it predicts without this plug-in installed."""
+    from dmf_plugins.errors import needs
+
+    if not model.is_dir():
+        raise UsageError(f"{model} is not a folder; give a model folder or a work directory")
+    if (model / "plans.json").is_file():
+        with needs("nnunet"):
+            from dmf_plugins.nnunet.export import export_nnunet
+        written = export_nnunet(model, output, overwrite=overwrite)
+        typer.echo(f"wrote {written}; run it with: nnUNetv2_predict_from_modelfolder -m {written}")
+        return
+    if output is None:
+        raise UsageError("for an MMSegmentation model give the folder to write")
+    with needs("mmseg"):
+        from dmf_plugins.mmseg.export import export_mmseg
+    export_mmseg(model, output, config=config, checkpoint=checkpoint, overwrite=overwrite)
+    typer.echo(f"wrote {output}/config.py and {output}/model.pth")
+
+
+@app.command(epilog="Example: dmf doctor")
+def doctor(
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print the findings for a script.")
+    ] = False,
+) -> None:
+    """Check this installation; say what is wrong and the command that mends it (exit code 1)."""
+    from dmf_plugins.doctor import as_json, examine, is_broken
+
+    findings = []
+    if json_output:
+        findings = list(examine())
+        typer.echo(as_json(findings))
+    else:
+        signs = {"ok": "ok     ", "warning": "warning", "error": "ERROR  ", "skipped": "-      "}
+        for finding in examine():
+            findings.append(finding)
+            typer.echo(f"{signs[finding.status]}  {finding.check}: {finding.detail}")
+            if finding.fix:
+                typer.echo(f"           {finding.fix}")
+    if is_broken(findings):
+        raise typer.Exit(1)
+
+
 def parse_size(text: str | None) -> tuple[int, int] | None:
     """``'128'`` or ``'160x120'`` -> (width, height); raises ``UsageError`` on anything else."""
     if text is None:

@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from dmf_plugins.data import convert_dataset
+from dmf_plugins.errors import DataError, UsageError
 from dmf_plugins.metrics import segmentation_metrics
 from dmf_plugins.paths import bundled
 
@@ -321,6 +322,31 @@ def test_resume_equals_an_uninterrupted_run(config):
 
 
 @pytest.mark.slow
+def test_learned_weights_are_in_the_optimizer_the_log_and_the_checkpoint(config):
+    loss = "model.decode_head.loss_decode"
+    whole = config("whole", **{f"{loss}.weighting": "uncertainty", "train_cfg.max_epochs": 2})
+    runner = train(whole)
+    learned = loss_of(runner).dmf.fusion.log_variance.detach()
+    assert (learned != 0).all()  # Adam moved every one
+    log = table(whole)
+    torch.testing.assert_close(
+        torch.tensor(log[["weight_ce", "weight_iou", "weight_dice"]].to_numpy()[0]).float(),
+        torch.full((3,), 1 / 3),
+    )
+    assert log["weight_ce"].nunique() > 3
+    checkpoint = torch.load(Path(whole.work_dir) / "epoch_1.pth", weights_only=True)
+    assert not torch.equal(checkpoint["dmf"]["decode_head.loss_decode"]["log_variance"], learned)
+    resumed = config(
+        "resumed",
+        **{f"{loss}.weighting": "uncertainty", "train_cfg.max_epochs": 1},
+        resume=True,
+        load_from=str(Path(whole.work_dir) / "epoch_1.pth"),
+    )
+    again = loss_of(train(resumed)).dmf.fusion.log_variance.detach()
+    assert torch.equal(again, checkpoint["dmf"]["decode_head.loss_decode"]["log_variance"])
+
+
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_continue_is_refused(config):
     cfg = config(**{"train_cfg.max_epochs": 1})
     train(cfg)
@@ -354,6 +380,75 @@ def test_a_checkpoint_loads_into_the_plain_framework(config):
     )
     path = Path(cfg.work_dir) / "epoch_1.pth"
     subprocess.run([sys.executable, "-c", code, str(TINY), str(path)], check=True)
+
+
+@pytest.mark.slow
+def test_an_exported_model_predicts_the_same_without_the_plugin(config, data, tmp_path):
+    from dmf_plugins.mmseg.export import export_mmseg
+
+    cfg = config(**{"train_cfg.max_epochs": 1, "train_cfg.val_interval": 1})
+    cfg.model.decode_head.loss_decode.weighting = "uncertainty"  # has a parameter in the checkpoint
+    train(cfg)
+    dumped = next(Path(cfg.work_dir).glob("*.py"))  # by mmengine
+    exported = export_mmseg(Path(cfg.work_dir), tmp_path / "exported")
+    with pytest.raises(UsageError, match="--overwrite"):
+        export_mmseg(Path(cfg.work_dir), exported)
+    best = next(Path(cfg.work_dir).glob("best_*.pth"))
+    image = next((data / "BUSI/img_dir/test").iterdir())
+    (tmp_path / "block" / "dmf_plugins").mkdir(parents=True)
+    (tmp_path / "block" / "dmf_plugins" / "__init__.py").write_text("raise ImportError")
+    code = (
+        "import sys, torch\n"
+        "from mmseg.apis import inference_model, init_model\n"
+        "model = init_model(sys.argv[1], sys.argv[2], device='cpu')\n"
+        "torch.save(inference_model(model, sys.argv[3]).seg_logits.data, sys.argv[4])\n"
+    )
+    logits = []
+    runs = (
+        (dumped, best),
+        (exported / "config.py", exported / "model.pth"),
+    )
+    for number, (config_path, checkpoint) in enumerate(runs):
+        out = tmp_path / f"{number}.pt"
+        environment = {**os.environ, **({"PYTHONPATH": str(tmp_path / "block")} if number else {})}
+        subprocess.run(
+            [sys.executable, "-c", code, config_path, checkpoint, image, out],
+            env=environment, cwd=tmp_path, check=True, capture_output=True,
+        )  # fmt: skip
+        logits.append(torch.load(out, weights_only=True))
+    assert torch.equal(*logits)
+    # and the config still trains and tests, with stock parts
+    stock = Config.fromfile(exported / "config.py")
+    assert "dmf" not in stock.pretty_text.lower().replace(str(tmp_path).lower(), "").replace(
+        str(data).lower(), ""
+    )
+    test = (
+        "import sys; from mmengine.config import Config; from mmengine.runner import Runner\n"
+        "cfg = Config.fromfile(sys.argv[1]); cfg.load_from, cfg.work_dir = sys.argv[2:]\n"
+        "assert Runner.from_cfg(cfg).test()['mDice'] >= 0\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", test, exported / "config.py", exported / "model.pth", tmp_path / "t"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "block")}, cwd=tmp_path, check=True,
+        capture_output=True,
+    )  # fmt: skip
+
+
+def test_what_cannot_be_exported_is_refused_by_name(tmp_path):
+    from dmf_plugins.mmseg.export import export_mmseg, plain_config
+
+    cfg = Config(dict(test_pipeline=[dict(type="BilateralFilter")]))
+    with pytest.raises(UsageError, match="BilateralFilter"):
+        plain_config(cfg, {})
+    with pytest.raises(DataError, match=r"no single config.*--config"):
+        export_mmseg(tmp_path, tmp_path / "out")
+    (tmp_path / "c.py").write_text("a = 1")
+    with pytest.raises(DataError, match=r"--checkpoint"):
+        export_mmseg(tmp_path, tmp_path / "out")
+    (tmp_path / "best_x.pth").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"best_x\.pth is not a readable checkpoint"):
+        export_mmseg(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

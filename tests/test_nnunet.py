@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from dmf_plugins.data import convert_dataset
+from dmf_plugins.errors import DataError
 from dmf_plugins.paths import bundled
 
 pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
@@ -191,6 +192,51 @@ def test_validation_only_and_prediction(workspace, trained, tmp_path):
         prediction = np.asarray(Image.open(tmp_path / label.name))
         assert prediction.shape == np.asarray(Image.open(label)).shape
         assert set(np.unique(prediction)) <= {0, 1}
+
+
+def test_an_exported_model_predicts_the_same_without_the_plugin(workspace, trained, tmp_path):
+    from dmf_plugins.nnunet.export import export_nnunet
+
+    model = trained.parent
+    out = workspace.run("dmf", "export", model)
+    exported = model.with_name(f"nnUNetTrainer__nnUNetPlans__{CONFIGURATION}")
+    assert str(exported) in out
+    assert "--overwrite" in workspace.run("dmf", "export", model, code=2)
+    itself = workspace.run("dmf", "export", model, model, "--overwrite", code=2)
+    assert "holds the model itself" in itself
+    with pytest.raises(DataError, match=r"plans\.json"):
+        export_nnunet(trained)
+    images = workspace.root / "nnUNet_raw" / "Dataset501_BUSI" / "imagesTs"
+    common = ("-i", images, "-device", "cpu", "-npp", 1, "-nps", 1, "--save_probabilities")
+    workspace.run(
+        "nnUNetv2_predict", *common, *("-o", tmp_path / "ours", "-d", 501, "-c", CONFIGURATION),
+        *("-f", 0, "-tr", "nnUNetTrainerDMF_Mine"),
+    )  # fmt: skip
+    # a process in which the plug-in cannot be imported
+    (tmp_path / "block" / "dmf_plugins").mkdir(parents=True)
+    (tmp_path / "block" / "dmf_plugins" / "__init__.py").write_text("raise ImportError")
+    workspace.run(
+        "nnUNetv2_predict_from_modelfolder", *common, "-o", tmp_path / "stock", "-m", exported,
+        "-f", 0, PYTHONPATH=str(tmp_path / "block"), nnUNet_extTrainer="",
+    )  # fmt: skip
+    names = sorted(p.name for p in (tmp_path / "ours").iterdir() if p.suffix in (".png", ".npz"))
+    assert names
+    for name in names:
+        if name.endswith(".png"):
+            assert (tmp_path / "ours" / name).read_bytes() == (
+                tmp_path / "stock" / name
+            ).read_bytes()
+        else:
+            ours, stock = (np.load(tmp_path / f / name)["probabilities"] for f in ("ours", "stock"))
+            np.testing.assert_array_equal(ours, stock)
+
+
+def test_learned_weights_are_refused_with_the_reason(build, monkeypatch):
+    from dmf_plugins.nnunet import TRAINERS
+
+    monkeypatch.setattr(TRAINERS["nnUNetTrainerDMF"], "dmf", {"weighting": "uncertainty"})
+    with pytest.raises(ValueError, match="builds its optimizer before the loss"):
+        build("nnUNetTrainerDMF")
 
 
 def test_a_checkpoint_of_other_settings_is_refused_by_name(workspace, trained):

@@ -1,0 +1,296 @@
+"""What could be wrong with an installation, and the command that mends it.
+
+Every probe runs in a process of its own: what is broken may crash, print, or take its whole
+interpreter with it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from packaging.version import Version
+
+from dmf_plugins.paths import bundled
+
+Status = Literal["ok", "warning", "error", "skipped"]
+NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+_TIMEOUT = 300
+BUILD_MMCV = (
+    "pip install 'setuptools<81' wheel ninja psutil && pip uninstall -y mmcv mmcv-lite && "
+    "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir 'mmcv==2.1.0'"
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Result of one check; ``fix`` is a command, or what to do."""
+
+    check: str
+    status: Status
+    detail: str
+    fix: str = ""
+
+
+def examine() -> Iterator[Finding]:
+    """Run every check, one after the other."""
+    for check in (_python, _torch, _torchvision, _gpu, _nnunet, _mmseg, _work_folder):
+        yield from check()
+
+
+def is_broken(findings: list[Finding]) -> bool:
+    """Whether something needs mending."""
+    return any(finding.status == "error" for finding in findings)
+
+
+def _python() -> Iterator[Finding]:
+    found = ".".join(map(str, sys.version_info[:3]))
+    yield Finding("Python", "ok", f"{found} ({sys.executable})")
+
+
+def _torch() -> Iterator[Finding]:
+    if not installed("torch"):
+        yield Finding("torch", "error", "not installed", "pip install torch")
+        return
+    try:
+        yield Finding("torch", "ok", probe("import torch; print(torch.__version__)"))
+    except ProbeError as error:
+        yield Finding("torch", "error", str(error), "pip install --force-reinstall torch")
+
+
+def _torchvision() -> Iterator[Finding]:
+    """mmengine's runner and timm import it; one built for another torch fails at import."""
+    if not installed("torchvision"):
+        yield Finding("torchvision", "skipped", "not installed")
+        return
+    try:
+        yield Finding("torchvision", "ok", probe("import torchvision as t; print(t.__version__)"))
+    except ProbeError as error:
+        yield Finding(
+            "torchvision",
+            "error",
+            f"does not fit the installed torch {installed('torch')}: {error}",
+            "pip install --force-reinstall torch torchvision  # both from one place, both CPU or CUDA",
+        )
+
+
+def _gpu() -> Iterator[Finding]:
+    if not installed("torch"):
+        return
+    code = (
+        "import torch\n"
+        "n = torch.cuda.device_count() if torch.cuda.is_available() else 0\n"
+        "mps = getattr(torch.backends, 'mps', None)\n"
+        "print(', '.join(torch.cuda.get_device_name(i) for i in range(n)) or "
+        "('Apple MPS' if mps and mps.is_available() else ''), torch.version.cuda or '', sep='|')"
+    )
+    try:
+        names, _, cuda = probe(code).partition("|")
+    except ProbeError as error:
+        yield Finding("GPU", "warning", str(error), "nvidia-smi")
+        return
+    if names:
+        yield Finding("GPU", "ok", f"{names}{f' (CUDA {cuda})' if cuda else ''}")
+    elif cuda:
+        detail = f"torch is built for CUDA {cuda} but sees no GPU; training runs on the CPU"
+        yield Finding("GPU", "warning", detail, "nvidia-smi  # shows whether the driver works")
+    else:
+        yield Finding("GPU", "warning", "torch is a CPU build; training runs on the CPU")
+
+
+def _nnunet() -> Iterator[Finding]:
+    found = installed("nnunetv2")
+    if not found:
+        yield Finding(
+            "nnU-Net", "skipped", "not installed", "pip install 'dmf-plugins[nnunet]'  # if wanted"
+        )
+        return
+    if Version(found) < Version("2.6"):
+        yield Finding("nnU-Net", "error", f"{found} is too old", "pip install -U 'nnunetv2>=2.6'")
+        return
+    try:
+        probe("import dmf_plugins.nnunet")
+        yield Finding("nnU-Net", "ok", found)
+    except ProbeError as error:
+        yield Finding(
+            "nnU-Net", "error", f"{found}: {error}", "pip install -U 'dmf-plugins[nnunet]'"
+        )
+        return
+    yield from _nnunet_folders()
+    yield from _nnunet_trainers()
+
+
+def _nnunet_folders() -> Iterator[Finding]:
+    unset = [name for name in NNUNET_FOLDERS if not os.environ.get(name)]
+    # nobody who works with MMSegmentation alone sets any; to set some is a mistake
+    status: Status = "warning" if len(unset) == len(NNUNET_FOLDERS) else "error"
+    for name in NNUNET_FOLDERS:
+        fix = f"export {name}=/path/to/{name}"
+        if name in unset:
+            yield Finding(name, status, "not set; nnU-Net's commands need it", fix)
+            continue
+        folder = Path(os.environ[name])
+        if not folder.is_dir():
+            yield Finding(name, "error", f"{folder} is not a folder", f"mkdir -p '{folder}'")
+        elif not _writable(folder):
+            yield Finding(name, "error", f"{folder} cannot be written", fix)
+        else:
+            yield Finding(name, "ok", str(folder))
+
+
+def _nnunet_trainers() -> Iterator[Finding]:
+    variable, ours = "nnUNet_extTrainer", str(bundled("nnunet_trainers"))
+    fix = f'export {variable}="$(dmf paths --nnunet)"'
+    value = os.environ.get(variable)
+    if not value:
+        status: Status = (
+            "error" if any(os.environ.get(name) for name in NNUNET_FOLDERS) else "warning"
+        )
+        yield Finding(variable, status, "not set; nnU-Net does not find the trainers", fix)
+        return
+    absent = [part for part in value.split(os.pathsep) if part and not Path(part).is_dir()]
+    if absent:
+        yield Finding(variable, "error", f"{absent[0]} is not a folder", fix)
+        return
+    code = (
+        "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
+        "print(find('nnUNetTrainerDMF').__module__)"
+    )
+    try:
+        found = probe(code).splitlines()[-1]
+    except ProbeError as error:
+        detail = f"nnU-Net does not find nnUNetTrainerDMF in {value}: {error}"
+        yield Finding(variable, "error", detail, f"{fix}  # here: {ours}")
+        return
+    yield Finding(variable, "ok", f"nnUNetTrainerDMF found ({found})")
+
+
+def _mmseg() -> Iterator[Finding]:
+    found = {name: installed(name) for name in ("mmengine", "mmsegmentation")}
+    forks = {name: installed(f"onedl-{name}") for name in found}
+    if not any(found.values()) and not any(forks.values()):
+        yield Finding(
+            "MMSegmentation", "skipped", "not installed",
+            "pip install 'dmf-plugins[mmseg]'  # if wanted, after mmcv, see the README",
+        )  # fmt: skip
+        return
+    mmcv = list(_mmcv())
+    yield from mmcv
+    for module in ("ftfy", "regex"):
+        if not importlib.util.find_spec(module):
+            detail = "not installed; mmsegmentation imports it without saying so"
+            yield Finding(module, "error", detail, "pip install ftfy regex")
+            return
+    if any(finding.status == "error" for finding in mmcv):
+        yield Finding("MMSegmentation", "skipped", "mmcv has to work first")
+        return
+    code = (
+        "import mmseg, dmf_plugins.mmseg\n"
+        "from mmseg.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS\n"
+        "from mmengine.registry import HOOKS as BASE\n"
+        "wanted = ((MODELS, 'DMFLoss'), (BASE, 'DMFHook'), (METRICS, 'DMFMetric'),\n"
+        "          (DATASETS, 'BreastUltrasoundDataset'), (TRANSFORMS, 'BilateralFilter'))\n"
+        "lost = [name for registry, name in wanted if registry.get(name) is None]\n"
+        "assert not lost, f'not registered: {lost}'\n"
+        "print(mmseg.__version__)"
+    )
+    try:
+        seen = probe(code).splitlines()[-1]
+    except ProbeError as error:
+        fix = "pip install -U 'dmf-plugins[mmseg]'"
+        yield Finding("MMSegmentation", "error", str(error), fix)
+        return
+    yield Finding("MMSegmentation", "ok", f"{seen}; DMFLoss, DMFHook and the others are registered")
+
+
+def _mmcv() -> Iterator[Finding]:
+    if installed("mmcv-lite"):
+        yield Finding("mmcv", "error", "mmcv-lite lacks what mmsegmentation needs", BUILD_MMCV)
+        return
+    if not importlib.util.find_spec("mmcv"):
+        yield Finding("mmcv", "error", "not installed", BUILD_MMCV)
+        return
+    try:
+        found = probe("import mmcv; print(mmcv.__version__)").splitlines()[-1]
+    except ProbeError as error:
+        yield Finding("mmcv", "error", str(error), BUILD_MMCV)
+        return
+    if installed("mmsegmentation") and Version(found) >= Version("2.2.0"):
+        detail = f"{found} is refused by mmsegmentation {installed('mmsegmentation')}"
+        yield Finding("mmcv", "error", detail, BUILD_MMCV)
+        return
+    try:
+        probe("import mmcv.ops")
+    except ProbeError as error:
+        detail = f"{found} was built without its operators (_ext), or for another torch: {error}"
+        yield Finding("mmcv", "error", detail, BUILD_MMCV)
+        return
+    yield Finding("mmcv", "ok", f"{found}, with its operators")
+
+
+def _work_folder() -> Iterator[Finding]:
+    here = Path.cwd()
+    if _writable(here):
+        yield Finding("folder", "ok", f"{here} can be written")
+    else:
+        yield Finding(
+            "folder", "warning", f"{here} cannot be written", "cd to a folder of your own"
+        )
+
+
+class ProbeError(Exception):
+    """The last line a probe left on its way out."""
+
+
+def probe(code: str) -> str:
+    """Output of ``code`` in a fresh interpreter with this environment.
+
+    Raises:
+        ProbeError: it failed; the text is the error it ended with.
+    """
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ProbeError(f"no answer within {_TIMEOUT} s") from error
+    if result.returncode != 0:
+        lines = [line for line in result.stderr.splitlines() if line.strip()]
+        raise ProbeError(lines[-1] if lines else f"exit code {result.returncode}")
+    return result.stdout.strip()
+
+
+def installed(package: str) -> str:
+    """Version of an installed distribution, empty if it is not there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _writable(folder: Path) -> bool:
+    probe_file = folder / f".dmf-doctor-{os.getpid()}"
+    try:
+        probe_file.touch()
+        probe_file.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def as_json(findings: list[Finding]) -> str:
+    """All findings and the verdict, for scripts."""
+    content = {
+        "broken": is_broken(findings),
+        "findings": [vars(finding) for finding in findings],
+    }
+    return json.dumps(content, indent=2)

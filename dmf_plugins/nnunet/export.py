@@ -1,0 +1,94 @@
+"""A copy of a trained model that nnU-Net runs without this plug-in."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from dmf_plugins.atomic import building
+from dmf_plugins.errors import DataError, UsageError
+from dmf_plugins.nnunet.mixin import CHECKPOINT_KEY
+from dmf_plugins.nnunet.trainers import TRAINERS
+
+_COPIED = ("plans.json", "dataset.json", "dataset_fingerprint.json")
+
+
+def export_nnunet(model: Path, output: Path | None = None, *, overwrite: bool = False) -> Path:
+    """Copy a model folder with the trainer renamed to the stock one it builds on.
+
+    The loss takes no part in prediction, so stock nnU-Net predicts the same.
+
+    Args:
+        model: ``nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION``.
+        output: folder to write; None for the stock trainer's name beside ``model``, where
+            ``nnUNetv2_predict`` looks when no trainer is named.
+        overwrite: replace an existing folder.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        UsageError: ``output`` exists, or the trainer has a network of its own.
+        DataError: ``model`` is no model folder, or a checkpoint cannot be read.
+    """
+    checkpoints = sorted(model.glob("fold_*/checkpoint_*.pth"))
+    missing = [name for name in _COPIED[:2] if not (model / name).is_file()]
+    if missing or not checkpoints:
+        lacks = missing[0] if missing else "fold_X/checkpoint_final.pth"
+        raise DataError(f"{model} is no trained nnU-Net model: it lacks {lacks}")
+    names = {_load(path)["trainer_name"] for path in checkpoints}
+    if len(names) > 1:
+        raise DataError(f"{model} mixes checkpoints of the trainers {', '.join(sorted(names))}")
+    stock = stock_trainer(names.pop()).__name__
+    if output is None:
+        output = model.with_name("__".join([stock, *model.name.split("__")[1:]]))
+    if output.exists() and not overwrite:
+        raise UsageError(f"{output} exists; --overwrite replaces it, or give another folder")
+    if output.resolve() in (model.resolve(), *model.resolve().parents):
+        raise UsageError(f"{output} holds the model itself; choose another folder")
+    with building(output) as folder:
+        for name in _COPIED:
+            if (model / name).is_file():
+                shutil.copy(model / name, folder / name)
+        for path in checkpoints:
+            checkpoint = _load(path)
+            checkpoint.pop(CHECKPOINT_KEY, None)
+            checkpoint["trainer_name"] = stock
+            (folder / path.parent.name).mkdir(exist_ok=True)
+            torch.save(checkpoint, folder / path.parent.name / path.name)
+    return output
+
+
+def stock_trainer(name: str) -> type[nnUNetTrainer]:
+    """The class of nnU-Net itself that trainer ``name`` builds on.
+
+    Raises:
+        UsageError: the trainer cannot be found, or builds another network than that class.
+    """
+    try:
+        trainer = TRAINERS.get(name) or recursive_find_trainer_class_by_name(name)
+    except RuntimeError as error:
+        raise UsageError(
+            f"the trainer {name} is not found; add its folder to nnUNet_extTrainer"
+        ) from error
+    stock: type[nnUNetTrainer] = next(
+        base for base in trainer.__mro__ if base.__module__.startswith("nnunetv2.")
+    )
+    if trainer.build_network_architecture is not stock.build_network_architecture:
+        raise UsageError(f"{name} builds a network of its own, which stock nnU-Net cannot")
+    return stock
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        # nnU-Net's own checkpoints hold NumPy numbers, which weights_only refuses
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        checkpoint["trainer_name"]
+    except Exception as error:
+        raise DataError(f"{path} is not a readable nnU-Net checkpoint ({error!r})") from error
+    return checkpoint
