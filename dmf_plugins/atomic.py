@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import socket
@@ -34,19 +35,32 @@ def building(target: Path) -> Iterator[Path]:
     try:
         yield folder
         folder.chmod(0o755)  # mkdtemp makes it private
-        if target.exists():
-            old = folder.with_name(folder.name + "-old")
-            os.rename(target, old)
+        if not target.exists():
             os.rename(folder, target)
-            shutil.rmtree(old)
         else:
-            os.rename(folder, target)
+            if not _exchange(folder, target):
+                old = folder.with_name(folder.name + "-old")
+                os.rename(target, old)
+                os.rename(folder, target)
+                folder = old
+            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise UsageError(f"cannot write {target}: {error}; nothing was changed") from error
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two folders in one step, so that no kill finds neither in place; False where Linux' call
+    for it is missing or the file system does not know it."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
 
 
 def _is_running(pid: str) -> bool:

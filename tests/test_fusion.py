@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmf_plugins import WEIGHTINGS, DMFConfig, DynamicMemoryFusion
@@ -65,6 +65,62 @@ def test_any_finite_history_gives_finite_normalised_weights(rule, history):
         assert fusion.weights.isfinite().all()
         assert (fusion.weights >= 0).all()
         assert fusion.weights.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+ODD = [
+    0.0,
+    -0.0,
+    1.0,
+    1e30,
+    -1e30,
+    1e-30,
+    1e-42,
+    -1e-42,
+    3e38,
+    -3e38,
+    torch.inf,
+    -torch.inf,
+    torch.nan,
+]
+
+
+def odd_history(seed: int) -> torch.Tensor:
+    """One to nine steps of one to four terms: constant, smooth, mixed sign, tiny, huge, not finite."""
+    rng = np.random.default_rng(seed)
+    steps, n = rng.integers(1, 10), rng.integers(1, 5)
+    values = rng.normal(size=(steps, n)) * 10.0 ** rng.integers(-30, 31, size=n)
+    if rng.random() < 0.3:
+        values = np.repeat(values[:1], steps, axis=0)
+    if rng.random() < 0.3:
+        values = np.abs(values)
+    odd = rng.random((steps, n)) < rng.choice([0, 0.05, 0.5])
+    return torch.tensor(np.where(odd, rng.choice(ODD, size=(steps, n)), values)).float()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=10_000)
+@given(seed=st.integers(0, 2**32))
+def test_ten_thousand_odd_histories_give_finite_normalised_weights(rule, seed):
+    history = odd_history(seed)
+    n = history.shape[1]
+    fusion = DynamicMemoryFusion(n, weighting=rule, memory_size=9, min_history=1)
+    # the memory as the fusion would have filled it, then one step through all of it
+    kept = history[:-1][history[:-1].isfinite().all(dim=1)]
+    if len(kept):
+        fusion._history[-len(kept) :] = kept
+        fusion._step.fill_(len(kept))
+    with torch.no_grad():
+        fusion(history[-1])
+    weights = fusion.weights
+    assert weights.isfinite().all()
+    assert (weights >= 0).all()
+    assert abs(weights.sum().item() - 1) < 1e-5
+    assert fusion.step + fusion.skipped == len(kept) + 1
+    assert (
+        all(v.isfinite().all() for v in fusion.state_dict_dmf().values() if torch.is_tensor(v))
+        or rule == "bayesian"
+    )  # whose log posterior may saturate at -inf
 
 
 @pytest.mark.parametrize("rule", STATISTICAL)

@@ -1,0 +1,183 @@
+"""Kills, full disks, read-only targets, files that change: all or nothing, and the rerun is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dmf_plugins.atomic import building
+from dmf_plugins.data import bilateral_filter, convert_dataset
+from dmf_plugins.data.images import decode_gray, encode_png
+from dmf_plugins.errors import DataError, UsageError
+
+KILLS = 20
+
+
+def digest(folder: Path) -> str:
+    """Of every path and byte below ``folder``."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        found.update(path.relative_to(folder).as_posix().encode())
+        if path.is_file():
+            found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def convert_command(source: Path, output: Path, *options: str) -> list[str]:
+    command = [sys.executable, "-m", "dmf_plugins", "convert", "busi", source, "--to", "mmseg"]
+    return [*map(str, command), "--output", str(output), *options]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_killed_conversion_leaves_nothing_half_made(phantoms, tmp_path, overwrite):
+    expected = digest(convert_dataset("busi", phantoms, "mmseg", output=tmp_path / "whole").target)
+    output = tmp_path / "out"
+    target = output / "BUSI"
+    before = None
+    options = []
+    if overwrite:
+        convert_dataset("busi", phantoms, "mmseg", output=output, seed=1)
+        before, options = digest(target), ["--overwrite"]
+    rng = random.Random(0)
+    moments, duration = 0, 0.6
+    for _ in range(KILLS // 2):
+        start = time.monotonic()
+        process = subprocess.Popen(
+            convert_command(phantoms, output, *options),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        while process.poll() is None and not list(output.glob(".BUSI.partial-*")):
+            time.sleep(0.002)
+            assert time.monotonic() - start < 60
+        time.sleep(rng.uniform(0, duration))
+        moments += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if target.exists():
+            assert digest(target) in (expected, before)
+            if not overwrite:
+                shutil.rmtree(target)
+        else:
+            assert not overwrite
+    assert moments >= 3  # it was hit at work, not only before or after
+    done = subprocess.run(convert_command(phantoms, output, *options), check=False)
+    assert done.returncode == 0
+    assert digest(target) == expected
+    assert [p.name for p in output.iterdir()] == ["BUSI"]
+
+
+def test_replacing_is_one_step_where_the_system_can(tmp_path, monkeypatch):
+    for fallback in (False, True):
+        if fallback:
+            monkeypatch.setattr("dmf_plugins.atomic._exchange", lambda a, b: False)
+        target = tmp_path / f"target{fallback}"
+        target.mkdir()
+        (target / "old").touch()
+        with building(target) as folder:
+            (folder / "new").touch()
+            assert (target / "old").exists()
+        assert [p.name for p in target.iterdir()] == ["new"]
+        assert not list(tmp_path.glob(".*"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)],
+        capture_output=True, check=False,
+    ) if shutil.which("mount") else None  # fmt: skip
+    if mount is None or mount.returncode != 0:
+        pytest.skip("this process may not mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_what_was_there(phantoms, small_disk):
+    (small_disk / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"No space left.*nothing was changed"):
+        convert_dataset("busi", phantoms, "mmseg", output=small_disk)
+    assert [p.name for p in small_disk.iterdir()] == ["notes.txt"]
+
+
+def test_a_read_only_disk_is_named(phantoms, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(UsageError, match=r"cannot write in .*disk.*[Rr]ead-only"):
+        convert_dataset("busi", phantoms, "mmseg", output=small_disk)
+
+
+def test_a_limit_on_file_size_leaves_nothing(phantoms, tmp_path):
+    """As a quota does: writing fails in the middle, without a mount."""
+    result = subprocess.run(
+        convert_command(phantoms, tmp_path / "out"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (result.returncode, "File too large" in result.stderr) == (2, True), result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_target_that_is_a_file_or_below_one_is_named(phantoms, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="file"):
+        convert_dataset("busi", phantoms, "mmseg", output=tmp_path / "file" / "deep")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_file_that_changes_while_it_is_read(phantoms, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(phantoms, source)
+    victim = source / "benign" / "benign (1).png"
+    first = decode_gray(victim.read_bytes(), "")
+    versions = [encode_png(first), encode_png(np.ascontiguousarray(first[::-1]))]
+    torn = versions[0][: len(versions[0]) // 2]
+    stop = threading.Event()
+
+    def rewrite() -> None:
+        while not stop.is_set():
+            for content in (*versions, torn):
+                victim.write_bytes(content)
+
+    thread = threading.Thread(target=rewrite)
+    thread.start()
+    outcomes: set[str] = set()
+    try:
+        for attempt in range(12):
+            output = tmp_path / f"out{attempt}"
+            try:
+                result = convert_dataset("busi", source, "mmseg", output=output)
+            except DataError as error:
+                outcomes.add(str(error))
+                assert not list(output.iterdir())
+                continue
+            manifest = pd.read_csv(result.target / "manifest.csv", index_col="case")
+            row = manifest.loc["benign_001"]
+            used = [v for v in versions if hashlib.sha256(v).hexdigest() == row["sha256"]]
+            assert len(used) == 1  # the checksum is of the very bytes that were converted
+            written = result.target / "img_dir" / row["split"] / "benign_001.png"
+            np.testing.assert_array_equal(
+                decode_gray(written.read_bytes(), ""), bilateral_filter(decode_gray(used[0], ""))
+            )
+    finally:
+        stop.set()
+        thread.join()
+    assert all("benign (1).png" in message for message in outcomes)
