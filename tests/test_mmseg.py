@@ -26,9 +26,8 @@ pytest.importorskip("mmseg", reason="MMSegmentation is not installed")
 pytest.importorskip("mmcv.ops", reason="mmcv lacks its operators")
 
 from mmengine.config import Config
-from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
-from mmengine.registry import HOOKS, OPTIM_WRAPPERS
+from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from mmengine.structures import PixelData
 from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
@@ -281,36 +280,41 @@ def test_training_logs_saves_and_evaluates(config):
 
 
 @pytest.mark.slow
-def test_resume_equals_an_uninterrupted_run(config):
+def test_resume_after_a_kill_equals_an_uninterrupted_run(config, tmp_path):
+    """Four epochs in one go equal kill -9 in the midst of the third, and --resume."""
+    code = (
+        "import os, signal, sys\n"
+        "import numpy as np\n"
+        "from mmengine.config import Config\n"
+        "from mmengine.hooks import Hook\n"
+        "from mmengine.registry import HOOKS\n"
+        "from mmengine.runner import Runner\n"
+        "class Reseed(Hook):\n"  # so that all runs flip the same images
+        "    def before_train_epoch(self, runner): np.random.seed(runner.epoch)\n"
+        "HOOKS.register_module(module=Reseed, force=True)\n"
+        "class Kill(Hook):\n"
+        "    def after_train_iter(self, runner, **kwargs):\n"
+        "        if runner.iter == int(sys.argv[2]): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "runner = Runner.from_cfg(Config.fromfile(sys.argv[1]))\n"
+        "runner.register_hook(Kill())\n"
+        "runner.train()\n"
+    )
 
-    class Reseed(Hook):  # so that both runs flip the same images
-        def before_train_epoch(self, runner):
-            np.random.seed(runner.epoch)  # noqa: NPY002
-
-    HOOKS.register_module(module=Reseed, force=True)
-
-    def make(work, **changes):
-        cfg = config(work, **changes)
+    def run(cfg: Config, kill_at: int = -1) -> int:
         cfg.custom_hooks = [*cfg.custom_hooks, dict(type="Reseed")]
-        return cfg
+        path = tmp_path / f"{cfg.experiment_name}.py"
+        cfg.dump(str(path))
+        command = [sys.executable, "-c", code, path, str(kill_at)]
+        return subprocess.run(command, check=False, capture_output=True).returncode
 
-    whole = make("whole")
-    train(whole)
-    first = make("resumed")
-
-    class Stop(Hook):
-        def before_train_epoch(self, runner):
-            if runner.epoch == 2:
-                raise KeyboardInterrupt
-
-    runner = Runner.from_cfg(first)
-    runner.register_hook(Stop())
-    with pytest.raises(KeyboardInterrupt):
-        runner.train()
+    whole, first = config("whole"), config("resumed")
+    assert run(whole) == 0
+    assert run(first, kill_at=7) == -9
+    assert not (Path(first.work_dir) / "epoch_3.pth").exists()
     with (Path(first.work_dir) / "dmf_log.csv").open("a") as stream:
         stream.write("2,6,0.1\n")  # a line cut short
-    second = make("resumed", resume=True)
-    train(second)
+    second = config("resumed", resume=True)
+    assert run(second) == 0
     pd.testing.assert_frame_equal(table(second), table(whole))
     a, b = (
         torch.load(Path(c.work_dir) / "epoch_4.pth", weights_only=True) for c in (whole, second)
@@ -449,6 +453,24 @@ def test_what_cannot_be_exported_is_refused_by_name(tmp_path):
     with pytest.raises(DataError, match=r"best_x\.pth is not a readable checkpoint"):
         export_mmseg(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_cut_short_is_never_a_silent_cold_start(config):
+    cfg = config(**{"train_cfg.max_epochs": 1})
+    train(cfg)
+    path = Path(cfg.work_dir) / "epoch_1.pth"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(RuntimeError, match=r"PytorchStreamReader|central directory|damaged"):
+        train(config("work", resume=True))
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(Exception, match=r"[Ii]nvalid|pickle|load"):
+        train(config("work", resume=True))
+
+
+def test_the_mmseg_side_never_imports_nnunet():
+    code = "import sys, dmf_plugins.mmseg; assert 'nnunetv2' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 @pytest.mark.slow

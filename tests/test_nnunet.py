@@ -154,17 +154,17 @@ def test_stock_network_loads_the_weights(workspace, trained):
     assert not any("dmf" in key or "loss" in key for key in checkpoint["network_weights"])
 
 
-def test_a_crashed_training_continues_bit_exactly(workspace, trained):
-    """4 epochs in one go equal 2 epochs, a crash, and --c."""
+def test_a_killed_training_continues_bit_exactly(workspace, trained):
+    """4 epochs in one go equal kill -9 in the midst of the third, and --c."""
     whole = (trained / "dmf_log.csv").read_text()
     final = torch.load(trained / "checkpoint_final.pth", weights_only=False)
     aside = trained.with_name("whole")
     shutil.rmtree(aside, ignore_errors=True)
     trained.rename(aside)
     try:
-        workspace.train("nnUNetTrainerDMF_Mine", TEST_EPOCHS="4", TEST_CRASH_AFTER="2", code=9)
+        workspace.train("nnUNetTrainerDMF_Mine", TEST_EPOCHS="4", TEST_KILL_IN_EPOCH="2", code=-9)
         assert (trained / "checkpoint_latest.pth").exists()
-        # what a crash in the next epoch may leave behind
+        # a kill while the log is written may leave a line cut short
         with (trained / "dmf_log.csv").open("a") as stream:
             stream.write("2,12,0.5,0.5\n")
         workspace.train("nnUNetTrainerDMF_Mine", "--c", TEST_EPOCHS="4")

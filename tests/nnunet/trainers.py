@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 
 import numpy as np
 import torch
@@ -26,10 +27,11 @@ class nnUNetTrainerDMF_Mine(nnUNetTrainerDMF):
             seed(self.current_epoch)
         super().on_epoch_start()
 
-    def on_epoch_end(self):
-        super().on_epoch_end()
-        if self.current_epoch == int(os.environ.get("TEST_CRASH_AFTER", "-1")):
-            os._exit(9)
+    def train_step(self, batch):
+        killed_in = int(os.environ.get("TEST_KILL_IN_EPOCH", "-1"))
+        if self.current_epoch == killed_in and len(self._dmf_steps) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().train_step(batch)
 
 
 class nnUNetTrainerDMF_OtherMemory(nnUNetTrainerDMF_Mine):
