@@ -15,7 +15,10 @@ import pytest
 from dmf_plugins.report.log import DMFLog
 
 DMF = Path(sysconfig.get_path("scripts")) / "dmf"
-COMMANDS = ["convert", "filter", "paths", "copy-configs", "plot", "demo"]
+COMMANDS = [
+    "convert", "filter", "evaluate", "compare", "grid", "export", "doctor", "paths", "copy-configs",
+    "plot", "demo",
+]  # fmt: skip
 
 
 def dmf(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

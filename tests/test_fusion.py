@@ -390,6 +390,7 @@ def test_half_losses_are_weighed_in_float32(dtype):
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in LEARNED])
 def test_the_step_compiles_without_a_graph_break(rule):
     options = dict(weighting=rule, memory_size=6, min_history=2, min_weight=0.05, weight_ema=0.5)
+    torch._dynamo.reset()  # it counts the instances compiled in one process
     plain, other = DynamicMemoryFusion(3, **options), DynamicMemoryFusion(3, **options)
     compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
     for values in decreasing(12):

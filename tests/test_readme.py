@@ -10,20 +10,47 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dmf_plugins.paths import bundled
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
 
-def block(name: str) -> str:
+def block(name: str, page: str = README) -> str:
     """The fenced block after ``<!-- test: name -->``."""
-    return re.search(rf"<!-- test: {name} -->\n```\w+\n(.*?)```", README, re.DOTALL)[1]
+    return re.search(rf"<!-- test: {name} -->\n```\w+\n(.*?)```", page, re.DOTALL)[1]
 
 
-def test_the_python_example_runs():
-    subprocess.run([sys.executable, "-c", block("python")], check=True, capture_output=True)
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [("python", README), ("rule", EXTENDING), ("loss", EXTENDING), ("reader", EXTENDING)],
+)
+def test_the_python_examples_run(name, page):
+    subprocess.run([sys.executable, "-c", block(name, page)], check=True, capture_output=True)
+
+
+def test_links_lead_somewhere():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_evaluation_commands_run(tmp_path):
+    truth = np.zeros((32, 32), np.uint8)
+    truth[8:20, 8:20] = 1
+    for folder, shift in (("truth", 0), ("predictions", 2), ("others", 4)):
+        (tmp_path / folder).mkdir()
+        for i in range(6):
+            moved = np.roll(truth, shift + i, axis=0) if shift else truth
+            Image.fromarray(moved).save(tmp_path / folder / f"{i}.png")
+    command = "dmf evaluate others truth --labels lesion=1 --out report_of_another_run\n"
+    run_block(command + block("evaluate"), tmp_path)
+    assert (tmp_path / "report" / "summary.md").exists()
 
 
 def run_block(script: str, folder: Path) -> None:
