@@ -174,9 +174,8 @@ def _nnunet_trainers() -> Iterator[Finding]:
 
 
 def _mmseg() -> Iterator[Finding]:
-    found = {name: installed(name) for name in ("mmengine", "mmsegmentation")}
-    forks = {name: installed(f"onedl-{name}") for name in found}
-    if not any(found.values()) and not any(forks.values()):
+    names = ("mmengine", "mmsegmentation", "onedl-mmengine", "onedl-mmsegmentation")
+    if not any(map(installed, names)):
         yield Finding(
             "MMSegmentation", "skipped", "not installed",
             "pip install 'dmf-plugins[mmseg]'  # if wanted, after mmcv, see the README",
@@ -231,7 +230,11 @@ def _mmcv() -> Iterator[Finding]:
         probe("import mmcv.ops")
     except ProbeError as error:
         detail = f"{found} was built without its operators (_ext), or for another torch: {error}"
-        yield Finding("mmcv", "error", detail, BUILD_MMCV)
+        if installed("onedl-mmcv"):  # whose mmsegmentation does without, but for some models
+            fix = "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary :all: onedl-mmcv"
+            yield Finding("mmcv", "warning", detail, f"{fix}  # if a model asks for them")
+        else:
+            yield Finding("mmcv", "error", detail, BUILD_MMCV)
         return
     yield Finding("mmcv", "ok", f"{found}, with its operators")
 

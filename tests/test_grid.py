@@ -116,7 +116,7 @@ def test_tables_mark_the_best_and_escape_latex():
 @pytest.fixture(scope="module")
 def grid(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small grid that was killed after its first cell and then continued."""
-    pytest.importorskip("mmcv.ops", reason="MMSegmentation is not installed")
+    pytest.importorskip("mmseg.models", reason="no MMSegmentation", exc_type=ImportError)
     output = tmp_path_factory.mktemp("grids") / "grid"
     command = [sys.executable, "-m", "dmf_plugins", "grid", phantoms, "--output", output, *SMALL]
     command = [*map(str, command), "--variant", VARIANT, "--workers"]

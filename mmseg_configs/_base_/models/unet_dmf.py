@@ -36,6 +36,10 @@ model = dict(
         num_classes=2,
         norm_cfg=norm_cfg,
         align_corners=False,
+        # Keras' default, as in the paper's code. mmseg's own, normal with std 0.01 on top of a ReLU,
+        # can leave every pixel just below one half for ten epochs and more: no lesion at all.
+        init_cfg=dict(
+            type='Xavier', distribution='uniform', override=dict(name='conv_seg')),
         loss_decode=dict(
             type='DMFLoss',
             losses=['ce', 'iou', 'dice'],
