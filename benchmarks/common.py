@@ -17,13 +17,18 @@ PACKAGES = ("torch", "nnunetv2", "monai", "segmentation-models-pytorch", "mmsegm
 def interleaved(
     jobs: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 3
 ) -> dict[str, float]:
-    """Median seconds of each job, taken turn by turn so that noise hits all alike."""
+    """Median seconds of each job, taken turn by turn so that noise hits all alike.
+
+    Each is called once more just before, untimed: otherwise a job that follows a large one pays for
+    the pages the large one gave back, and the next finds them ready.
+    """
     for _ in range(warmup):
         for job in jobs.values():
             job()
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds):
         for name, job in jobs.items():
+            job()
             start = time.perf_counter()
             job()
             times[name].append(time.perf_counter() - start)

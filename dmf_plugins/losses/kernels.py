@@ -140,9 +140,8 @@ class FusedBinary(torch.autograd.Function):
 class FusedSoftmax(torch.autograd.Function):
     """:func:`plain_softmax` in one pass each way.
 
-    With ``g`` the gradient of each output and t the true class, ``dL/dz_k`` is
-    ``p_k (g_predicted_k - s) + [k = t] q`` with ``q = p_t g_hits_t - g_nll`` and
-    ``s = sum_j p_j g_predicted_j + q``.
+    With ``g`` the gradient of each output and y the one-hot truth, let ``v_k`` be
+    ``p_k (g_predicted_k + y_k g_hits_k) - y_k g_nll``; then ``dL/dz_k = v_k - p_k sum_j v_j``.
 
     A fresh buffer costs a CPU more than the arithmetic in it, so classes are taken one by one through
     buffers of one channel. Comparing labels of one byte straight into floats, and multiplying by
@@ -154,47 +153,52 @@ class FusedSoftmax(torch.autograd.Function):
         ctx: Any, logits: Tensor, target: Tensor, ignored: Tensor | None
     ) -> tuple[Tensor, ...]:
         prob = logits.log_softmax(dim=1)
+        keep = None
+        if ignored is not None:
+            prob.masked_fill_(ignored, 0.0)
+            keep = (~ignored).to(prob.dtype)
         prob.clamp_min_(torch.finfo(prob.dtype).min)  # 0 times -inf would be NaN
         target = target.to(torch.uint8 if logits.shape[1] <= 256 else torch.int32)
-        if ignored is not None:
-            prob.masked_fill_(ignored, 0.0)
-        nll = prob.new_zeros(target.shape)
-        truth = torch.empty_like(nll)
-        for k, channel in enumerate(prob.split(1, dim=1)):
-            nll.addcmul_(torch.eq(target, k, out=truth), channel, value=-1)
-        prob.exp_()
-        if ignored is not None:
-            prob.masked_fill_(ignored, 0.0)
-        hits, true = prob.new_empty(prob.shape[:2]), prob.new_empty(prob.shape[:2])
-        scratch = torch.empty_like(truth)
+        nll = prob.new_empty(target.shape)
+        truth, scratch = torch.empty_like(nll), torch.empty_like(nll)
+        sums = []
         for k, channel in enumerate(prob.split(1, dim=1)):
             torch.eq(target, k, out=truth)
-            if ignored is not None:
-                truth.masked_fill_(ignored, 0.0)
-            true[:, k] = truth.sum(dim=(1, 2))
-            hits[:, k] = torch.mul(truth, channel, out=scratch).sum(dim=(1, 2))
-        ctx.save_for_backward(prob, target, nll, ignored)
+            if keep is not None:
+                truth.mul_(keep)
+            if k == 0:
+                torch.mul(truth, channel, out=nll)
+            else:
+                nll.addcmul_(truth, channel)
+            channel.exp_()
+            if keep is not None:
+                channel.mul_(keep)
+            hits = torch.mul(truth, channel, out=scratch).sum(dim=(1, 2))
+            sums.append(torch.stack((hits, channel.sum(dim=(1, 2)), truth.sum(dim=(1, 2)))))
+        hits, predicted, true = torch.stack(sums, dim=2).unbind()
+        ctx.save_for_backward(prob, target, keep)
         ctx.mark_non_differentiable(true)
-        return nll, hits, prob.sum(dim=-1), true
+        return nll.neg_(), hits, predicted, true
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, g_nll: Tensor, g_hits: Tensor, g_predicted: Tensor, _: Tensor
     ) -> tuple[Tensor, None, None]:
-        prob, target, nll, ignored = ctx.saved_tensors
-        truth, q = torch.empty_like(nll), torch.zeros_like(nll)
-        for k, g in enumerate(g_hits.split(1, dim=1)):
-            q.addcmul_(torch.eq(target, k, out=truth), g.unsqueeze(-1))
-        q.mul_(torch.neg(nll, out=truth).exp_()).sub_(g_nll)
-        if ignored is not None:  # its probabilities are 0 already
-            q.masked_fill_(ignored, 0.0)
-        grad = prob * g_predicted.unsqueeze(-1)
-        s = grad.sum(dim=1, keepdim=True).add_(q)
-        grad.addcmul_(prob, s, value=-1)
-        for k, channel in enumerate(grad.split(1, dim=1)):
-            channel.addcmul_(torch.eq(target, k, out=truth), q)
-        return grad, None, None
+        prob, target, keep = ctx.saved_tensors
+        if keep is not None:  # where it is 0, so are the probabilities
+            g_nll = g_nll * keep
+        grad = torch.empty_like(prob)
+        truth, slope = (prob.new_empty(target.shape) for _ in range(2))
+        total = torch.zeros_like(truth)
+        slopes = torch.stack((g_hits, g_predicted))[..., None, None].unbind(dim=2)
+        for k, (p, v) in enumerate(zip(prob.split(1, dim=1), grad.split(1, dim=1), strict=True)):
+            torch.eq(target, k, out=truth)
+            on_hit, always = slopes[k]
+            torch.addcmul(always, truth, on_hit, out=slope)
+            torch.mul(p, slope, out=v)
+            total.add_(v.addcmul_(truth, g_nll, value=-1))
+        return grad.addcmul_(prob, total, value=-1), None, None
 
 
 def binary_counts(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from dmf_plugins.losses.base import LOSSES, SegmentationLoss
@@ -57,7 +56,9 @@ class OverlapLoss(SegmentationLoss):
 
     def ratio(self, numerator: Tensor, denominator: Tensor) -> Tensor:
         """Smoothed quotient."""
-        return (numerator + self.smooth) / (denominator + self.smooth).clamp_min(_TINY)
+        if self.smooth == 0:
+            return numerator / denominator.clamp_min(_TINY)
+        return (numerator + self.smooth) / (denominator + self.smooth)
 
 
 def mean_loss(score: Tensor, weight: Tensor) -> Tensor:
@@ -138,5 +139,5 @@ class ClassBalancedDiceLoss(DiceLoss):
         pooled = self.batch_dice and self.ratios == "batch"
         hits, predicted, true = statistics.pooled(pooled, self.include_background)
         pixels = true.sum(dim=0, keepdim=True) if self.ratios == "batch" else true
-        weight = torch.where(true > 0, 1 / pixels.clamp_min(1), 0.0)
+        weight = (true > 0) / pixels.clamp_min(1)
         return mean_loss(self.score(hits, predicted, true), class_mean_weights(weight))
