@@ -1,0 +1,104 @@
+"""Commands that look at results: evaluate, compare, plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from dmf_plugins.cli.app import Overwrite, app
+from dmf_plugins.errors import UsageError
+
+
+@app.command(epilog="Example: dmf evaluate predictions raw/Dataset501_BUSI/labelsTs --out report")
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(metavar="PRED", help="Folder of predictions.")],
+    truth: Annotated[Path, typer.Argument(metavar="GT", help="Folder of label maps.")],
+    labels: Annotated[
+        Optional[str],
+        typer.Option(help="Like benign=1,malignant=2, or a dataset.json; default the one near GT."),
+    ] = None,
+    out: Annotated[Optional[Path], typer.Option(help="Folder of the report.")] = None,
+    ignore_index: Annotated[
+        Optional[int], typer.Option(help="Label whose pixels do not count.")
+    ] = None,
+    distances: Annotated[bool, typer.Option(help="Also HD95 and ASSD.")] = True,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Accept label maps without a prediction.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap intervals.")] = 0,
+    workers: Annotated[Optional[int], typer.Option(help="Processes; default one a core.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score a folder of PNG or NIfTI predictions; report as CSV, JSON, Markdown and a picture."""
+    from dmf_plugins.metrics.evaluate import evaluate_folders
+    from dmf_plugins.metrics.labelmaps import parse_labels
+    from dmf_plugins.report.evaluation import (
+        check_report_folder,
+        evaluation_markdown,
+        write_evaluation,
+    )
+
+    if out is not None:
+        check_report_folder(out, overwrite)
+    evaluation = evaluate_folders(
+        predictions,
+        truth,
+        parse_labels(labels, truth),
+        ignore_index=ignore_index,
+        distances=distances,
+        partial=partial,
+        seed=seed,
+        workers=workers,
+        progress=True,
+    )
+    typer.echo(evaluation_markdown(evaluation), nl=False)
+    if out is not None:
+        write_evaluation(evaluation, out, overwrite)
+        typer.echo(f"wrote {out}")
+
+
+@app.command(epilog="Example: dmf compare report_dmf report_stock")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Reports of dmf evaluate.")],
+    score: Annotated[str, typer.Option(help="dice, iou, precision, recall or f1.")] = "dice",
+    reference: Annotated[
+        Optional[Path], typer.Option(help="Compare every run with this one alone.")
+    ] = None,
+    out: Annotated[Optional[Path], typer.Option(help="CSV file to write.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Paired Wilcoxon tests between runs on the same images, Holm-corrected."""
+    from dmf_plugins.metrics.compare import compare_runs
+    from dmf_plugins.report.evaluation import comparison_markdown
+
+    if out is not None and out.exists() and not overwrite:
+        raise UsageError(f"{out} exists; --overwrite replaces it")
+    table = compare_runs(runs, score, reference=reference)
+    typer.echo(comparison_markdown(table, score), nl=False)
+    if out is not None:
+        table.to_csv(out, index=False)
+        typer.echo(f"wrote {out}")
+
+
+@app.command(epilog="Example: dmf plot results/fold_0/dmf_log.csv weights.svg")
+def plot(
+    log: Annotated[Path, typer.Argument(help="A dmf_log.csv, or the folder it is in.")],
+    output: Annotated[Path, typer.Argument(help="Picture to write: .png, .svg or .pdf.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw weights, terms and gamma of a training."""
+    from dmf_plugins.report.dynamics import plot_dynamics
+    from dmf_plugins.report.log import LOG_NAME
+
+    if log.is_dir():
+        log = log / LOG_NAME
+    if not log.is_file():
+        raise UsageError(f"{log} does not exist; training writes it beside progress.png")
+    if output.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"{output} must end in .png, .svg or .pdf")
+    if output.exists() and not overwrite:
+        raise UsageError(f"{output} exists; --overwrite replaces it")
+    plot_dynamics(log, output)
+    typer.echo(f"wrote {output}")

@@ -1,0 +1,107 @@
+"""Commands about the installation: paths, copy-configs, doctor, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from dmf_plugins.cli.app import Overwrite, app
+from dmf_plugins.errors import UsageError, needs
+
+
+@app.command(epilog='Example: export nnUNet_extTrainer="$(dmf paths --nnunet)"')
+def paths(
+    nnunet: Annotated[
+        bool, typer.Option("--nnunet", help="Folder for the variable nnUNet_extTrainer.")
+    ] = False,
+    mmseg: Annotated[
+        bool, typer.Option("--mmseg", help="Folder of the MMSegmentation configs.")
+    ] = False,
+) -> None:
+    """Print where the trainers or the configs live."""
+    from dmf_plugins.paths import bundled
+
+    if nnunet == mmseg:
+        raise UsageError("say which path: dmf paths --nnunet, or dmf paths --mmseg")
+    typer.echo(bundled("nnunet_trainers" if nnunet else "mmseg_configs"))
+
+
+@app.command("copy-configs", epilog="Example: dmf copy-configs my_project/dmf_configs")
+def copy_configs(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Copy the MMSegmentation configs next to your own, to inherit from by a relative path."""
+    import shutil
+
+    from dmf_plugins.atomic import building
+    from dmf_plugins.paths import bundled
+
+    if output.exists() and not overwrite:
+        raise UsageError(f"{output} exists; --overwrite replaces it")
+    with building(output) as folder:
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(bundled("mmseg_configs"), folder, dirs_exist_ok=True, ignore=ignore)
+    typer.echo(f"wrote {output}")
+
+
+@app.command(epilog="Example: dmf doctor")
+def doctor(
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print the findings for a script.")
+    ] = False,
+) -> None:
+    """Check this installation; say what is wrong and the command that mends it (exit code 1)."""
+    from dmf_plugins.doctor import as_json, examine, is_broken
+
+    findings = []
+    if json_output:
+        findings = list(examine())
+        typer.echo(as_json(findings))
+    else:
+        signs = {"ok": "ok     ", "warning": "warning", "error": "ERROR  ", "skipped": "-      "}
+        for finding in examine():
+            findings.append(finding)
+            typer.echo(f"{signs[finding.status]}  {finding.check}: {finding.detail}")
+            if finding.fix:
+                typer.echo(f"           {finding.fix}")
+    if is_broken(findings):
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Example: dmf export nnUNet_results/Dataset501_BUSI/nnUNetTrainerDMF__nnUNetPlans__2d"
+)
+def export(
+    model: Annotated[
+        Path, typer.Argument(help="nnU-Net's model folder, or MMSegmentation's work directory.")
+    ],
+    output: Annotated[
+        Optional[Path],
+        typer.Argument(help="Folder to write; for nnU-Net default the stock trainer's."),
+    ] = None,
+    config: Annotated[
+        Optional[Path], typer.Option(help="MMSegmentation: config, if not the one left there.")
+    ] = None,
+    checkpoint: Annotated[
+        Optional[Path], typer.Option(help="MMSegmentation: checkpoint, default the best.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Copy a trained model so that it predicts without this plug-in installed."""
+    if not model.is_dir():
+        raise UsageError(f"{model} is not a folder; give a model folder or a work directory")
+    if (model / "plans.json").is_file():
+        with needs("nnunet"):
+            from dmf_plugins.nnunet.export import export_nnunet
+        written = export_nnunet(model, output, overwrite=overwrite)
+        typer.echo(f"wrote {written}; run it with: nnUNetv2_predict_from_modelfolder -m {written}")
+        return
+    if output is None:
+        raise UsageError("for an MMSegmentation model give the folder to write")
+    with needs("mmseg"):
+        from dmf_plugins.mmseg.export import export_mmseg
+    export_mmseg(model, output, config=config, checkpoint=checkpoint, overwrite=overwrite)
+    typer.echo(f"wrote {output}/config.py and {output}/model.pth")
