@@ -30,7 +30,7 @@ def nnunet_jobs(data: Path, work: Path, batch_size: int, device: str) -> dict[st
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         os.environ[name] = str(work / name)
         (work / name).mkdir(parents=True, exist_ok=True)
-    os.environ.update(nnUNet_compile="f", nnUNet_n_proc_DA="1", nnUNet_def_n_proc="2")
+    os.environ.update(nnUNet_compile="f", nnUNet_def_n_proc="2")
     dataset = work / "nnUNet_raw" / f"Dataset{DATASET_ID}_BUSI"
     preprocessed = work / "nnUNet_preprocessed" / dataset.name
     if not (preprocessed / "nnUNetPlans.json").exists():
@@ -49,6 +49,7 @@ def nnunet_jobs(data: Path, work: Path, batch_size: int, device: str) -> dict[st
             "2",
         ]
         subprocess.run(command, check=True, stdout=sys.stderr)
+    os.environ["nnUNet_n_proc_DA"] = "0"  # augment here; the planner cannot bear this
     plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
     plans["configurations"]["2d"]["batch_size"] = batch_size
     dataset_json = json.loads((preprocessed / "dataset.json").read_text())
@@ -60,7 +61,8 @@ def nnunet_jobs(data: Path, work: Path, batch_size: int, device: str) -> dict[st
     jobs = {}
     batch = None
     for trainer_class in (nnUNetTrainer, nnUNetTrainerDMF):
-        trainer = trainer_class(plans, "2d", 0, dataset_json, torch.device(device))
+        fresh = {**plans, "continue_training": False}  # taken out by the trainer
+        trainer = trainer_class(fresh, "2d", 0, dataset_json, torch.device(device))
         trainer.on_train_start()
         batch = batch or next(trainer.dataloader_train)
         trainer.on_train_epoch_start()
