@@ -113,8 +113,9 @@ def _nnunet() -> Iterator[Finding]:
             "nnU-Net", "skipped", "not installed", "pip install 'dmf-plugins[nnunet]'  # if wanted"
         )
         return
-    if Version(found) < Version("2.6"):
-        yield Finding("nnU-Net", "error", f"{found} is too old", "pip install -U 'nnunetv2>=2.6'")
+    if Version(found) < Version("2.8"):
+        detail = f"{found} does not know nnUNet_extTrainer and so finds no trainer of ours"
+        yield Finding("nnU-Net", "error", detail, "pip install -U 'nnunetv2>=2.8'")
         return
     try:
         probe("import dmf_plugins.nnunet")
