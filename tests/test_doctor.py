@@ -85,6 +85,7 @@ def test_mmcv_too_new_for_mmseg(tmp_path):
     pytest.importorskip("mmcv.ops", reason="MMSegmentation is not installed")
     path = shadow("mmcv", tmp_path, "version.py")
     (tmp_path / "mmcv" / "version.py").write_text(
+        "__all__ = ['__version__', 'version_info', 'parse_version_info']\n"
         "__version__ = '2.2.0'\nversion_info = (2, 2, 0)\n"
         "def parse_version_info(v, length=4): return version_info\n"
     )
