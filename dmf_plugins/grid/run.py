@@ -39,7 +39,7 @@ def run_cells(plan: GridPlan, workers: int) -> None:
     """Run every cell that has not finished, ``workers`` at a time; a failed one does not stop the rest.
 
     Cores, and GPUs where there are some, are shared out among the workers. The output of each cell
-    goes to ``log.txt`` in its folder.
+    goes to ``seedN.log`` beside its folder.
 
     Raises:
         DMFError: cells failed; the message names their logs.

@@ -74,7 +74,7 @@ def plot_dynamics_grid(
             draw(axes, log)
             axes.set_title(title, fontsize=9, loc="left")
             axes.label_outer()
-        _save(figure, output)
+        save_figure(figure, output)
 
 
 def _draw(log: pd.DataFrame, output: Path) -> None:
@@ -87,10 +87,11 @@ def _draw(log: pd.DataFrame, output: Path) -> None:
     gamma.set(xlabel="step", ylabel="gamma", ylim=(0, 1.1 * log["gamma"].max() or 1))
     last = int(log["epoch"].iloc[-1])
     weights.set_title(f"Dynamic Memory Fusion, {len(log)} steps, epoch {last}")
-    _save(figure, output)
+    save_figure(figure, output)
 
 
-def _save(figure: Figure, output: Path) -> None:
+def save_figure(figure: Figure, output: Path) -> None:
+    """Write a picture, whole or not at all; the suffix decides the format."""
     partial = output.with_name(f".{output.stem}.partial{output.suffix}")
     figure.savefig(partial, dpi=100)
     os.replace(partial, output)

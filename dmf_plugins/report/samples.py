@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from dmf_plugins.report.dynamics import save_figure
 
 _PICTURES = ("image", "filtered")
 
@@ -34,6 +35,4 @@ def plot_samples(
         grid[0, j].set_title(f"({chr(ord('a') + j)}) {title}", fontsize=8)
     for row, name in zip(grid, names, strict=True):
         row[0].set_ylabel(name, fontsize=7)
-    partial = output.with_name(f".{output.stem}.partial{output.suffix}")
-    figure.savefig(partial, dpi=120)
-    os.replace(partial, output)
+    save_figure(figure, output)
