@@ -26,6 +26,7 @@ DATASET_ID = 990
 TRAINER = "nnUNetTrainerDMF_Quick"
 CONFIGURATION = "2d_demo"
 SIZE = (128, 128)  # the paper's
+_MARKER = ".dmf-demo"
 BATCH_SIZE = 4  # what two CPU cores bear; nnU-Net plans larger batches for a GPU
 
 console = Console()
@@ -44,7 +45,11 @@ def run_demo(
     if not (_scripts() / "nnUNetv2_train").exists():
         raise UsageError("nnU-Net is not installed here; run: pip install 'dmf-plugins[nnunet]'")
     output = output.resolve()
-    _claim(output, data, overwrite)
+    _check(output, data, overwrite)
+    from dmf_plugins.nnunet.external import require_finder
+
+    require_finder()
+    _claim(output)
     folders = {
         name: output / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
     }
@@ -125,22 +130,25 @@ def run_demo(
         console.print(f"{name}: {path}", soft_wrap=True, highlight=False)
 
 
-def _claim(output: Path, data: Path | None, overwrite: bool) -> None:
-    """An empty ``output`` that is marked as ours; only a folder so marked is ever emptied."""
-    marker = output / ".dmf-demo"
+def _check(output: Path, data: Path | None, overwrite: bool) -> None:
     if data is not None:
         if not data.exists():
             raise UsageError(f"{data} does not exist; give a BUSI folder or zip")
         if data.resolve().is_relative_to(output):
             raise UsageError(f"{data} lies in {output}, which the demo empties; move one of them")
     if output.exists() and any(output.iterdir()):
-        if not marker.exists():
+        if not (output / _MARKER).exists():
             raise UsageError(f"{output} is not empty and no earlier demo; choose another --output")
         if not overwrite:
             raise UsageError(f"{output} holds an earlier demo; --overwrite replaces it")
+
+
+def _claim(output: Path) -> None:
+    """An empty ``output`` that is marked as ours; only a folder so marked is ever emptied."""
+    if (output / _MARKER).exists():
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
-    marker.touch()
+    (output / _MARKER).touch()
 
 
 def _headline(text: str) -> None:

@@ -1,7 +1,9 @@
 # DeepLabV3+ from random weights; for a pretrained backbone set
 # model.pretrained='open-mmlab://resnet50_v1c'.
+# A path where 'mmseg::_base_/...' would do, which the onedl forks do not resolve.
 _base_ = [
-    'mmseg::_base_/models/deeplabv3plus_r50-d8.py', './_base_/datasets/busi.py',
+    __import__('mmseg').__path__[0] + '/.mim/configs/_base_/models/deeplabv3plus_r50-d8.py',
+    './_base_/datasets/busi.py',
     './_base_/schedules/schedule_100e.py', './_base_/default_runtime.py'
 ]
 norm_cfg = dict(type='BN', requires_grad=True)

@@ -1,6 +1,8 @@
 # mmseg's own U-Net (64 filters) with its auxiliary head; each head has a memory of its own.
+# A path where 'mmseg::_base_/...' would do, which the onedl forks do not resolve.
 _base_ = [
-    'mmseg::_base_/models/fcn_unet_s5-d16.py', './_base_/datasets/busi.py',
+    __import__('mmseg').__path__[0] + '/.mim/configs/_base_/models/fcn_unet_s5-d16.py',
+    './_base_/datasets/busi.py',
     './_base_/schedules/schedule_100e.py', './_base_/default_runtime.py'
 ]
 norm_cfg = dict(type='BN', requires_grad=True)

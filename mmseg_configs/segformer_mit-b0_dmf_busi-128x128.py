@@ -1,6 +1,8 @@
 # SegFormer-B0 from random weights, with AdamW as its authors train it.
+# A path where 'mmseg::_base_/...' would do, which the onedl forks do not resolve.
 _base_ = [
-    'mmseg::_base_/models/segformer_mit-b0.py', './_base_/datasets/busi.py',
+    __import__('mmseg').__path__[0] + '/.mim/configs/_base_/models/segformer_mit-b0.py',
+    './_base_/datasets/busi.py',
     './_base_/schedules/schedule_100e.py', './_base_/default_runtime.py'
 ]
 norm_cfg = dict(type='BN', requires_grad=True)

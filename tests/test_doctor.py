@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dmf_plugins.doctor import Finding, examine, installed, probe
+from dmf_plugins.doctor import Finding, examine, installed
+from dmf_plugins.doctor.interpreter import Interpreter, ProbeError
 from dmf_plugins.paths import bundled
 
 from .test_cli import dmf
@@ -63,8 +65,10 @@ def test_nnunet_variables_that_are_wrong(folders, tmp_path):
 
 def shadow(package: str, target: Path, without: str) -> str:
     """The installed package again in ``target``, by links, but for some files; for PYTHONPATH."""
-    code = f"import importlib.util as u; print(u.find_spec({package!r}).origin)"
-    source = Path(probe(code)).parent
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    source = Path(spec.origin).parent
     (target / package).mkdir(parents=True)
     for path in source.iterdir():
         if not path.match(without):
@@ -145,3 +149,24 @@ def test_the_text_names_the_command_that_mends(tmp_path):
 def test_examine_says_something_of_everything():
     assert {"Python", "torch", "nnU-Net", "folder"} <= {f.check for f in examine()}
     assert sys.version.split()[0] in next(examine()).detail
+
+
+def test_a_probe_that_crashes_or_fails_spoils_no_other(tmp_path, monkeypatch):
+    (tmp_path / "half.py").write_text(
+        "import sys\nsys.modules['left'] = sys\nraise OSError('bad\\nfile')"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Interpreter() as python:
+        assert (
+            python.run("import os, json; print('noise'); os.write(1, b'raw'); print(1)")
+            == "noise\n1"
+        )
+        with pytest.raises(ProbeError, match="bad"):
+            python.run("import half")
+        with pytest.raises(ProbeError, match="No module named 'left'"):
+            python.run("import left")
+        with pytest.raises(ProbeError, match=r"ended with code .*: last words"):
+            python.run(
+                "import os, sys; print('last words', file=sys.stderr, flush=True); os.abort()"
+            )
+        assert python.run("print('alive')") == "alive"

@@ -109,6 +109,7 @@ def workspace(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Works
     space = Workspace(tmp_path_factory.mktemp("nnunet"))
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (space.root / name).mkdir()
+    space.run("dmf", "link-nnunet")  # before nnU-Net 2.8 the README's next line
     space.run("dmf", "convert", "busi", phantoms, "--to", "nnunet", "--dataset-id", 501)
     log = space.run(
         "nnUNetv2_plan_and_preprocess",
@@ -176,6 +177,50 @@ def test_a_killed_training_continues_bit_exactly(workspace, trained):
             assert torch.equal(resumed["network_weights"][key], value), key
     finally:
         shutil.rmtree(trained, ignore_errors=True)
+        aside.rename(trained)
+
+
+def test_nnunets_multi_gpu_worker_over_gloo(workspace, trained):
+    """2 ranks of nnU-Net's ``run_ddp``: one memory, one log; killed and continued, the same again."""
+    fold = trained
+
+    def train(*options: str, code: int = 0, **environment: str) -> None:
+        result = subprocess.run(
+            [
+                *(sys.executable, "-m", "tests.nnunet_ddp", "2", "501", CONFIGURATION, "0"),
+                *("nnUNetTrainerDMF_Mine", *options),
+            ],
+            cwd=Path(__file__).parents[1],
+            env={
+                **workspace.environment,
+                "nnUNet_n_proc_DA": "0",
+                "TEST_EPOCHS": "2",
+                **environment,
+            },
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert result.returncode == code, (result.stdout + result.stderr)[-4000:]
+
+    aside = trained.with_name("one_process")
+    trained.rename(aside)
+    try:
+        train()
+        log = (fold / "dmf_log.csv").read_text()
+        assert pd.read_csv(fold / "dmf_log.csv")["step"].tolist() == list(range(12))
+        ranks = [torch.load(fold / f"rank{r}.pth", weights_only=True) for r in range(2)]
+        final = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+        for key, value in ranks[0].items():
+            for other in (ranks[1], final["dmf"]):
+                assert torch.equal(other[key], value) if torch.is_tensor(value) else True, key
+        shutil.rmtree(fold)
+        train(TEST_KILL_IN_EPOCH="1", code=1)  # both ranks, by SIGKILL; the parent reports it
+        train("--c")
+        assert (fold / "dmf_log.csv").read_text() == log
+        resumed = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+        for key, value in final["network_weights"].items():
+            assert torch.equal(resumed["network_weights"][key], value), key
+    finally:
+        shutil.rmtree(fold, ignore_errors=True)
         aside.rename(trained)
 
 
@@ -267,8 +312,14 @@ def build(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
     """Factory of initialised trainers, with a changed dataset.json if asked."""
     for name, value in workspace.environment.items():
         monkeypatch.setenv(name, value)
-    from dmf_plugins.nnunet import TRAINERS
+    from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module
 
+    from dmf_plugins.nnunet import TRAINERS
+    from dmf_plugins.nnunet.external import is_native
+
+    if not is_native():  # which reads its variables once, when it is imported
+        for name in ("nnUNet_preprocessed", "nnUNet_results"):
+            monkeypatch.setattr(module, name, workspace.environment[name])
     base = workspace.root / "nnUNet_preprocessed" / "Dataset501_BUSI"
 
     def make(trainer: str, **dataset):
@@ -283,7 +334,7 @@ def build(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_every_documented_trainer_is_found_and_pickles(workspace, build):
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    from dmf_plugins.nnunet.external import find_trainer
 
     names = ["nnUNetTrainerDMF", "nnUNetTrainerDMF_Fixed", "nnUNetTrainerDMF_Quick"]
     names += [
@@ -292,7 +343,7 @@ def test_every_documented_trainer_is_found_and_pickles(workspace, build):
         for auxiliary in ("CBDice", "Tversky", "Focal", "NoAux")
     ]
     for name in names:
-        found = recursive_find_trainer_class_by_name(name)
+        found = find_trainer(name)
         assert pickle.loads(pickle.dumps(found)) is found
         loss = build(name).loss.loss
         rule = name.split("_")[1].lower() if name.count("_") == 2 else None

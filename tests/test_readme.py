@@ -80,7 +80,8 @@ def test_the_nnunet_commands_run(phantoms, tmp_path):
         shutil.copy(phantoms / f"benign/benign ({number}).png", tmp_path / "new_images")
     # what the README says to add without a GPU
     no_gpu = re.compile(r"^(nnUNetv2_(?:train|predict) .*)$", re.MULTILINE)
-    run_block(no_gpu.sub(r"\1 -device cpu", block("nnunet")), tmp_path)
+    script = no_gpu.sub(r"\1 -device cpu", block("nnunet"))
+    run_block("dmf link-nnunet\n" + script, tmp_path)  # needed before nnU-Net 2.8
     names = sorted(p.name for p in (tmp_path / "predictions").glob("*.png"))
     assert names == ["benign (1).png", "benign (2).png"]
 

@@ -1,4 +1,4 @@
-"""Commands about the installation: paths, copy-configs, doctor, export."""
+"""Commands about the installation: paths, copy-configs, link-nnunet, doctor, export."""
 
 from __future__ import annotations
 
@@ -45,6 +45,22 @@ def copy_configs(
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(bundled("mmseg_configs"), folder, dirs_exist_ok=True, ignore=ignore)
     typer.echo(f"wrote {output}")
+
+
+@app.command("link-nnunet", epilog="Example: dmf link-nnunet")
+def link_nnunet(
+    remove: Annotated[bool, typer.Option("--remove", help="Undo it.")] = False,
+) -> None:
+    """Teach nnU-Net 2.6 and 2.7 the variable nnUNet_extTrainer, by a module in nnU-Net's package."""
+    with needs("nnunet"):
+        from dmf_plugins.nnunet.external import is_native, link, linked, unlink
+
+    if remove:
+        typer.echo(f"removed {linked()}" if unlink() else "nothing to remove")
+    elif is_native():
+        typer.echo("this nnU-Net knows nnUNet_extTrainer; nothing to do")
+    else:
+        typer.echo(f"wrote {link()}; it finds what nnUNet_extTrainer names")
 
 
 @app.command(epilog="Example: dmf doctor")

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from dmf_plugins.atomic import building
 from dmf_plugins.errors import DataError, UsageError
+from dmf_plugins.nnunet.external import find_trainer
 from dmf_plugins.nnunet.mixin import CHECKPOINT_KEY
 from dmf_plugins.nnunet.trainers import TRAINERS
 
@@ -70,12 +70,9 @@ def stock_trainer(name: str) -> type[nnUNetTrainer]:
     Raises:
         UsageError: the trainer cannot be found, or builds another network than that class.
     """
-    try:
-        trainer = TRAINERS.get(name) or recursive_find_trainer_class_by_name(name)
-    except RuntimeError as error:
-        raise UsageError(
-            f"the trainer {name} is not found; add its folder to nnUNet_extTrainer"
-        ) from error
+    trainer = TRAINERS.get(name) or find_trainer(name)
+    if trainer is None:
+        raise UsageError(f"the trainer {name} is not found; add its folder to nnUNet_extTrainer")
     stock: type[nnUNetTrainer] = next(
         base for base in trainer.__mro__ if base.__module__.startswith("nnunetv2.")
     )

@@ -24,7 +24,7 @@ class nnUNetTrainerDMF_Mine(nnUNetTrainerDMF):
     def on_epoch_start(self):
         # so that an interrupted training sees the data an uninterrupted one does
         for seed in (random.seed, np.random.seed, torch.manual_seed):
-            seed(self.current_epoch)
+            seed(10 * self.current_epoch + self.local_rank)
         super().on_epoch_start()
 
     def train_step(self, batch):

@@ -1,15 +1,10 @@
-"""What could be wrong with an installation, and the command that mends it.
-
-Every probe runs in a process of its own: what is broken may crash, print, or take its whole
-interpreter with it.
-"""
+"""The checks, in the order a reader mends things."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,11 +14,11 @@ from typing import Literal
 
 from packaging.version import Version
 
+from dmf_plugins.doctor.interpreter import Interpreter, ProbeError
 from dmf_plugins.paths import bundled
 
 Status = Literal["ok", "warning", "error", "skipped"]
 NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-_TIMEOUT = 300
 BUILD_MMCV = (
     "pip install 'setuptools<81' wheel ninja psutil && pip uninstall -y mmcv mmcv-lite && "
     "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir 'mmcv==2.1.0'"
@@ -42,8 +37,11 @@ class Finding:
 
 def examine() -> Iterator[Finding]:
     """Run every check, one after the other."""
-    for check in (_python, _torch, _torchvision, _gpu, _nnunet, _mmseg, _work_folder):
-        yield from check()
+    with Interpreter() as python:
+        yield from _python()
+        for check in (_torch, _torchvision, _gpu, _nnunet, _mmseg):
+            yield from check(python)
+    yield from _work_folder()
 
 
 def is_broken(findings: list[Finding]) -> bool:
@@ -56,23 +54,25 @@ def _python() -> Iterator[Finding]:
     yield Finding("Python", "ok", f"{found} ({sys.executable})")
 
 
-def _torch() -> Iterator[Finding]:
+def _torch(python: Interpreter) -> Iterator[Finding]:
     if not installed("torch"):
         yield Finding("torch", "error", "not installed", "pip install torch")
         return
     try:
-        yield Finding("torch", "ok", probe("import torch; print(torch.__version__)"))
+        yield Finding("torch", "ok", python.run("import torch; print(torch.__version__)"))
     except ProbeError as error:
         yield Finding("torch", "error", str(error), "pip install --force-reinstall torch")
 
 
-def _torchvision() -> Iterator[Finding]:
+def _torchvision(python: Interpreter) -> Iterator[Finding]:
     """mmengine's runner and timm import it; one built for another torch fails at import."""
     if not installed("torchvision"):
         yield Finding("torchvision", "skipped", "not installed")
         return
     try:
-        yield Finding("torchvision", "ok", probe("import torchvision as t; print(t.__version__)"))
+        yield Finding(
+            "torchvision", "ok", python.run("import torchvision as t; print(t.__version__)")
+        )
     except ProbeError as error:
         yield Finding(
             "torchvision",
@@ -82,7 +82,7 @@ def _torchvision() -> Iterator[Finding]:
         )
 
 
-def _gpu() -> Iterator[Finding]:
+def _gpu(python: Interpreter) -> Iterator[Finding]:
     if not installed("torch"):
         return
     code = (
@@ -93,7 +93,7 @@ def _gpu() -> Iterator[Finding]:
         "('Apple MPS' if mps and mps.is_available() else ''), torch.version.cuda or '', sep='|')"
     )
     try:
-        names, _, cuda = probe(code).partition("|")
+        names, _, cuda = python.run(code).partition("|")
     except ProbeError as error:
         yield Finding("GPU", "warning", str(error), "nvidia-smi")
         return
@@ -106,27 +106,34 @@ def _gpu() -> Iterator[Finding]:
         yield Finding("GPU", "warning", "torch is a CPU build; training runs on the CPU")
 
 
-def _nnunet() -> Iterator[Finding]:
+def _nnunet(python: Interpreter) -> Iterator[Finding]:
     found = installed("nnunetv2")
     if not found:
         yield Finding(
             "nnU-Net", "skipped", "not installed", "pip install 'dmf-plugins[nnunet]'  # if wanted"
         )
         return
-    if Version(found) < Version("2.8"):
-        detail = f"{found} does not know nnUNet_extTrainer and so finds no trainer of ours"
-        yield Finding("nnU-Net", "error", detail, "pip install -U 'nnunetv2>=2.8'")
+    if Version(found) < Version("2.6"):
+        yield Finding("nnU-Net", "error", f"{found} is too old", "pip install -U nnunetv2")
         return
+    code = (
+        "from dmf_plugins.nnunet.external import is_native, linked\n"
+        "print(is_native() or linked().exists())"
+    )
     try:
-        probe("import dmf_plugins.nnunet")
-        yield Finding("nnU-Net", "ok", found)
+        answer = python.run(code).splitlines()[-1]
     except ProbeError as error:
-        yield Finding(
-            "nnU-Net", "error", f"{found}: {error}", "pip install -U 'dmf-plugins[nnunet]'"
-        )
+        fix = "pip install -U 'dmf-plugins[nnunet]'"
+        yield Finding("nnU-Net", "error", f"{found}: {error}", fix)
+        return
+    if answer == "True":
+        yield Finding("nnU-Net", "ok", found)
+    else:
+        detail = f"{found} does not know nnUNet_extTrainer"
+        yield Finding("nnU-Net", "error", detail, "dmf link-nnunet")
         return
     yield from _nnunet_folders()
-    yield from _nnunet_trainers()
+    yield from _nnunet_trainers(python)
 
 
 def _nnunet_folders() -> Iterator[Finding]:
@@ -147,7 +154,7 @@ def _nnunet_folders() -> Iterator[Finding]:
             yield Finding(name, "ok", str(folder))
 
 
-def _nnunet_trainers() -> Iterator[Finding]:
+def _nnunet_trainers(python: Interpreter) -> Iterator[Finding]:
     variable, ours = "nnUNet_extTrainer", str(bundled("nnunet_trainers"))
     fix = f'export {variable}="$(dmf paths --nnunet)"'
     value = os.environ.get(variable)
@@ -162,11 +169,13 @@ def _nnunet_trainers() -> Iterator[Finding]:
         yield Finding(variable, "error", f"{absent[0]} is not a folder", fix)
         return
     code = (
-        "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
-        "print(find('nnUNetTrainerDMF').__module__)"
+        "from dmf_plugins.nnunet.external import find_trainer\n"
+        "found = find_trainer('nnUNetTrainerDMF')\n"
+        "assert found, 'no module there has it'\n"
+        "print(found.__module__)"
     )
     try:
-        found = probe(code).splitlines()[-1]
+        found = python.run(code).splitlines()[-1]
     except ProbeError as error:
         detail = f"nnU-Net does not find nnUNetTrainerDMF in {value}: {error}"
         yield Finding(variable, "error", detail, f"{fix}  # here: {ours}")
@@ -174,7 +183,7 @@ def _nnunet_trainers() -> Iterator[Finding]:
     yield Finding(variable, "ok", f"nnUNetTrainerDMF found ({found})")
 
 
-def _mmseg() -> Iterator[Finding]:
+def _mmseg(python: Interpreter) -> Iterator[Finding]:
     names = ("mmengine", "mmsegmentation", "onedl-mmengine", "onedl-mmsegmentation")
     if not any(map(installed, names)):
         yield Finding(
@@ -182,7 +191,7 @@ def _mmseg() -> Iterator[Finding]:
             "pip install 'dmf-plugins[mmseg]'  # if wanted, after mmcv, see the README",
         )  # fmt: skip
         return
-    mmcv = list(_mmcv())
+    mmcv = list(_mmcv(python))
     yield from mmcv
     for module in ("ftfy", "regex"):
         if not importlib.util.find_spec(module):
@@ -203,7 +212,7 @@ def _mmseg() -> Iterator[Finding]:
         "print(mmseg.__version__)"
     )
     try:
-        seen = probe(code).splitlines()[-1]
+        seen = python.run(code).splitlines()[-1]
     except ProbeError as error:
         fix = "pip install -U 'dmf-plugins[mmseg]'"
         yield Finding("MMSegmentation", "error", str(error), fix)
@@ -211,7 +220,7 @@ def _mmseg() -> Iterator[Finding]:
     yield Finding("MMSegmentation", "ok", f"{seen}; DMFLoss, DMFHook and the others are registered")
 
 
-def _mmcv() -> Iterator[Finding]:
+def _mmcv(python: Interpreter) -> Iterator[Finding]:
     if installed("mmcv-lite"):
         yield Finding("mmcv", "error", "mmcv-lite lacks what mmsegmentation needs", BUILD_MMCV)
         return
@@ -219,7 +228,7 @@ def _mmcv() -> Iterator[Finding]:
         yield Finding("mmcv", "error", "not installed", BUILD_MMCV)
         return
     try:
-        found = probe("import mmcv; print(mmcv.__version__)").splitlines()[-1]
+        found = python.run("import mmcv; print(mmcv.__version__)").splitlines()[-1]
     except ProbeError as error:
         yield Finding("mmcv", "error", str(error), BUILD_MMCV)
         return
@@ -228,7 +237,7 @@ def _mmcv() -> Iterator[Finding]:
         yield Finding("mmcv", "error", detail, BUILD_MMCV)
         return
     try:
-        probe("import mmcv.ops")
+        python.run("import mmcv.ops")
     except ProbeError as error:
         detail = f"{found} was built without its operators (_ext), or for another torch: {error}"
         if installed("onedl-mmcv"):  # whose mmsegmentation does without, but for some models
@@ -248,29 +257,6 @@ def _work_folder() -> Iterator[Finding]:
         yield Finding(
             "folder", "warning", f"{here} cannot be written", "cd to a folder of your own"
         )
-
-
-class ProbeError(Exception):
-    """The last line a probe left on its way out."""
-
-
-def probe(code: str) -> str:
-    """Output of ``code`` in a fresh interpreter with this environment.
-
-    Raises:
-        ProbeError: it failed; the text is the error it ended with.
-    """
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    try:
-        result = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ProbeError(f"no answer within {_TIMEOUT} s") from error
-    if result.returncode != 0:
-        lines = [line for line in result.stderr.splitlines() if line.strip()]
-        raise ProbeError(lines[-1] if lines else f"exit code {result.returncode}")
-    return result.stdout.strip()
 
 
 def installed(package: str) -> str:

@@ -1,0 +1,5 @@
+"""What could be wrong with an installation, and the command that mends it."""
+
+from dmf_plugins.doctor.checks import Finding, as_json, examine, installed, is_broken
+
+__all__ = ["Finding", "as_json", "examine", "installed", "is_broken"]
