@@ -582,31 +582,52 @@ def test_tools_train_resume_and_test(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_gloo_ranks_have_the_same_weights(data, tmp_path):
+@pytest.mark.parametrize("world", [2, 4])
+def test_gloo_ranks_have_the_same_weights(world, data, tmp_path):
+    """In one go, and when two ranks join by resuming what ``world`` ranks began."""
     (tmp_path / "mine.py").write_text(
         f"_base_ = {str(TINY)!r}\n"
         "custom_imports = dict(imports=['dmf_plugins.mmseg', 'dmf_plugins.mmseg.gloo'])\n"
         "model_wrapper_cfg = dict(\n"
         "    type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)\n"
+        "train_dataloader = dict(batch_size=2)\n"
     )
     script = tmp_path / "go.py"
     script.write_text(
-        "import os, torch\n"
+        "import os, sys, torch\n"
         "from mmengine.config import Config\n"
         "from mmengine.runner import Runner\n"
-        "cfg = Config.fromfile('mine.py'); cfg.work_dir = 'w'; cfg.launcher = 'pytorch'\n"
+        "cfg = Config.fromfile('mine.py'); cfg.work_dir = sys.argv[1]; cfg.launcher = 'pytorch'\n"
+        "cfg.resume, cfg.load_from = len(sys.argv) > 2, sys.argv[2] if len(sys.argv) > 2 else None\n"
         "runner = Runner.from_cfg(cfg); runner.train()\n"
         "state = runner.model.module.decode_head.loss_decode.dmf.fusion.state_dict_dmf()\n"
-        "torch.save(state, f'rank{os.environ[\"RANK\"]}.pth')\n"
+        "torch.save(state, f'{sys.argv[1]}/rank{os.environ[\"RANK\"]}.pth')\n"
     )
-    run(
-        "-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port(), script,
-        cwd=tmp_path, DMF_TEST_DATA=str(data), OMP_NUM_THREADS="1",
-    )  # fmt: skip
-    a, b = (torch.load(tmp_path / f"rank{r}.pth", weights_only=True) for r in (0, 1))
-    assert all(torch.equal(v, b[k]) for k, v in a.items() if torch.is_tensor(v))
-    assert a["step"] == 4  # 12 images over 2 ranks: one batch of 4 each an epoch
-    assert a["weights"].unique().numel() > 1
+
+    def train(ranks: int, *arguments: str) -> dict:
+        run(
+            *("-m", "torch.distributed.run", "--nproc_per_node", ranks),
+            *("--master_port", free_port(), script, *arguments),
+            cwd=tmp_path, DMF_TEST_DATA=str(data), OMP_NUM_THREADS="1",
+        )  # fmt: skip
+        states = [
+            torch.load(tmp_path / arguments[0] / f"rank{r}.pth", weights_only=True)
+            for r in range(ranks)
+        ]
+        for state in states[1:]:
+            assert all(torch.equal(v, state[k]) for k, v in states[0].items() if torch.is_tensor(v))
+        assert states[0]["weights"].unique().numel() > 1
+        return states[0]
+
+    epoch = 12 // (2 * world)  # iterations: 12 images in whole batches of two over the ranks
+    whole = train(world, "whole")
+    assert whole["step"] == 4 * epoch
+    resumed = train(2, "resumed", "whole/epoch_2.pth")
+    steps = 2 * epoch + 2 * 3
+    assert resumed["step"] == steps
+    begun = torch.load(tmp_path / "whole" / "epoch_2.pth", weights_only=True)["dmf"]
+    history = begun["decode_head.loss_decode"]["history"]
+    assert torch.equal(resumed["history"][: len(history) - 6], history[6:])
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in bundled("mmseg_configs").glob("*.py")))
