@@ -109,6 +109,8 @@ def test_demo_never_empties_a_folder_that_is_not_its_own(phantoms, tmp_path):
 @pytest.mark.slow
 def test_the_wheel_carries_trainers_and_configs(tmp_path):
     root = Path(__file__).resolve().parents[1]
+    if not (root / "pyproject.toml").exists():
+        pytest.skip("the tests run without the source")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=root, check=True, capture_output=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:

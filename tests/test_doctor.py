@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dmf_plugins.doctor import Finding, examine, installed
+from dmf_plugins.doctor import Finding, installed
 from dmf_plugins.doctor.interpreter import Interpreter, ProbeError
 from dmf_plugins.paths import bundled
 
@@ -41,6 +41,8 @@ def test_a_sound_environment_with_nnunet_set_up(folders):
     ours = str(bundled("nnunet_trainers"))
     code, found = findings(**folders, nnUNet_extTrainer=ours)
     assert code == 0, found
+    assert {"Python", "torch", "torchvision", "nnU-Net", "folder"} <= set(found)
+    assert sys.version.split()[0] in found["Python"].detail
     assert (
         found["nnUNet_extTrainer"].detail == "nnUNetTrainerDMF found (dmf_plugins.nnunet.trainers)"
     )
@@ -144,11 +146,6 @@ def test_the_text_names_the_command_that_mends(tmp_path):
         assert result.returncode == 1
         assert "export nnUNet_results=" in result.stdout
         assert "ERROR" in result.stdout
-
-
-def test_examine_says_something_of_everything():
-    assert {"Python", "torch", "nnU-Net", "folder"} <= {f.check for f in examine()}
-    assert sys.version.split()[0] in next(examine()).detail
 
 
 def test_a_probe_that_crashes_or_fails_spoils_no_other(tmp_path, monkeypatch):
