@@ -126,14 +126,15 @@ def _nnunet(python: Interpreter) -> Iterator[Finding]:
         fix = "pip install -U 'dmf-plugins[nnunet]'"
         yield Finding("nnU-Net", "error", f"{found}: {error}", fix)
         return
-    if answer == "True":
+    knows = answer == "True"
+    if knows:
         yield Finding("nnU-Net", "ok", found)
     else:
         detail = f"{found} does not know nnUNet_extTrainer"
         yield Finding("nnU-Net", "error", detail, "dmf link-nnunet")
-        return
     yield from _nnunet_folders()
-    yield from _nnunet_trainers(python)
+    if knows:
+        yield from _nnunet_trainers(python)
 
 
 def _nnunet_folders() -> Iterator[Finding]:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict
 
-import dmf_plugins.mmseg  # noqa: F401  lets torch read the log in mmengine's checkpoints
 from dmf_plugins.atomic import building
 from dmf_plugins.errors import DataError, UsageError
+from dmf_plugins.mmseg.checkpoint import allow_log
 
 CONFIG, CHECKPOINT = "config.py", "model.pth"
 _PLUGIN = "dmf_plugins"
@@ -47,6 +47,7 @@ def export_mmseg(
         raise UsageError(f"{output} exists; --overwrite replaces it, or give another folder")
     if output.resolve() in (work_dir.resolve(), *work_dir.resolve().parents):
         raise UsageError(f"{output} holds the training itself; choose another folder")
+    allow_log()
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         state, meta = content["state_dict"], content.get("meta", {})

@@ -15,6 +15,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
+from dmf_plugins.mmseg.checkpoint import allow_log
 from dmf_plugins.mmseg.loss import DMFLoss
 from dmf_plugins.report.dynamics import plot_dynamics
 from dmf_plugins.report.log import DMFLog
@@ -86,6 +87,7 @@ class DMFHook(Hook):
         self._skipped = 0
 
     def before_run(self, runner: Runner) -> None:
+        allow_log()
         found = list(dmf_losses(runner.model))
         folder = Path(runner.work_dir)
         self._tracked = [TrackedLoss(p, module, folder, len(found) == 1) for p, module in found]
@@ -165,6 +167,7 @@ class DMFHook(Hook):
                 runner.logger.warning(f"{tracked.picture.name} was not drawn: {error!r}")
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        allow_log()
         if not runner._resume:  # load_from starts a new training from old network weights
             return
         states = checkpoint.get(CHECKPOINT_KEY)
