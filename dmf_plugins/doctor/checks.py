@@ -49,6 +49,14 @@ def is_broken(findings: list[Finding]) -> bool:
     return any(finding.status == "error" for finding in findings)
 
 
+def _ask(python: Interpreter, check: str, code: str, fix: str, failure: str = "") -> str | Finding:
+    """Last line that ``code`` prints, or what to say of its failure."""
+    try:
+        return python.run(code).splitlines()[-1]
+    except ProbeError as error:
+        return Finding(check, "error", f"{failure}{error}", fix)
+
+
 def _python() -> Iterator[Finding]:
     found = ".".join(map(str, sys.version_info[:3]))
     yield Finding("Python", "ok", f"{found} ({sys.executable})")
@@ -58,10 +66,9 @@ def _torch(python: Interpreter) -> Iterator[Finding]:
     if not installed("torch"):
         yield Finding("torch", "error", "not installed", "pip install torch")
         return
-    try:
-        yield Finding("torch", "ok", python.run("import torch; print(torch.__version__)"))
-    except ProbeError as error:
-        yield Finding("torch", "error", str(error), "pip install --force-reinstall torch")
+    code = "import torch; print(torch.__version__)"
+    answer = _ask(python, "torch", code, "pip install --force-reinstall torch")
+    yield answer if isinstance(answer, Finding) else Finding("torch", "ok", answer)
 
 
 def _torchvision(python: Interpreter) -> Iterator[Finding]:
@@ -69,17 +76,11 @@ def _torchvision(python: Interpreter) -> Iterator[Finding]:
     if not installed("torchvision"):
         yield Finding("torchvision", "skipped", "not installed")
         return
-    try:
-        yield Finding(
-            "torchvision", "ok", python.run("import torchvision as t; print(t.__version__)")
-        )
-    except ProbeError as error:
-        yield Finding(
-            "torchvision",
-            "error",
-            f"does not fit the installed torch {installed('torch')}: {error}",
-            "pip install --force-reinstall torch torchvision  # both from one place, both CPU or CUDA",
-        )
+    code = "import torchvision; print(torchvision.__version__)"
+    fix = "pip install --force-reinstall torch torchvision  # both from one place, both CPU or CUDA"
+    failure = f"does not fit the installed torch {installed('torch')}: "
+    answer = _ask(python, "torchvision", code, fix, failure)
+    yield answer if isinstance(answer, Finding) else Finding("torchvision", "ok", answer)
 
 
 def _gpu(python: Interpreter) -> Iterator[Finding]:
@@ -116,15 +117,10 @@ def _nnunet(python: Interpreter) -> Iterator[Finding]:
     if Version(found) < Version("2.6"):
         yield Finding("nnU-Net", "error", f"{found} is too old", "pip install -U nnunetv2")
         return
-    code = (
-        "from dmf_plugins.nnunet.external import is_native, linked\n"
-        "print(is_native() or linked().exists())"
-    )
-    try:
-        answer = python.run(code).splitlines()[-1]
-    except ProbeError as error:
-        fix = "pip install -U 'dmf-plugins[nnunet]'"
-        yield Finding("nnU-Net", "error", f"{found}: {error}", fix)
+    code = "from dmf_plugins.nnunet.external import knows_variable as k; print(k())"
+    answer = _ask(python, "nnU-Net", code, "pip install -U 'dmf-plugins[nnunet]'", f"{found}: ")
+    if isinstance(answer, Finding):
+        yield answer
         return
     knows = answer == "True"
     if knows:
@@ -175,13 +171,12 @@ def _nnunet_trainers(python: Interpreter) -> Iterator[Finding]:
         "assert found, 'no module there has it'\n"
         "print(found.__module__)"
     )
-    try:
-        found = python.run(code).splitlines()[-1]
-    except ProbeError as error:
-        detail = f"nnU-Net does not find nnUNetTrainerDMF in {value}: {error}"
-        yield Finding(variable, "error", detail, f"{fix}  # here: {ours}")
-        return
-    yield Finding(variable, "ok", f"nnUNetTrainerDMF found ({found})")
+    failure = f"nnU-Net does not find nnUNetTrainerDMF in {value}: "
+    answer = _ask(python, variable, code, f"{fix}  # here: {ours}", failure)
+    if isinstance(answer, Finding):
+        yield answer
+    else:
+        yield Finding(variable, "ok", f"nnUNetTrainerDMF found ({answer})")
 
 
 def _mmseg(python: Interpreter) -> Iterator[Finding]:
@@ -212,13 +207,12 @@ def _mmseg(python: Interpreter) -> Iterator[Finding]:
         "assert not lost, f'not registered: {lost}'\n"
         "print(mmseg.__version__)"
     )
-    try:
-        seen = python.run(code).splitlines()[-1]
-    except ProbeError as error:
-        fix = "pip install -U 'dmf-plugins[mmseg]'"
-        yield Finding("MMSegmentation", "error", str(error), fix)
+    answer = _ask(python, "MMSegmentation", code, "pip install -U 'dmf-plugins[mmseg]'")
+    if isinstance(answer, Finding):
+        yield answer
         return
-    yield Finding("MMSegmentation", "ok", f"{seen}; DMFLoss, DMFHook and the others are registered")
+    detail = f"{answer}; DMFLoss, DMFHook and the others are registered"
+    yield Finding("MMSegmentation", "ok", detail)
 
 
 def _mmcv(python: Interpreter) -> Iterator[Finding]:
@@ -228,10 +222,9 @@ def _mmcv(python: Interpreter) -> Iterator[Finding]:
     if not importlib.util.find_spec("mmcv"):
         yield Finding("mmcv", "error", "not installed", BUILD_MMCV)
         return
-    try:
-        found = python.run("import mmcv; print(mmcv.__version__)").splitlines()[-1]
-    except ProbeError as error:
-        yield Finding("mmcv", "error", str(error), BUILD_MMCV)
+    found = _ask(python, "mmcv", "import mmcv; print(mmcv.__version__)", BUILD_MMCV)
+    if isinstance(found, Finding):
+        yield found
         return
     if installed("mmsegmentation") and Version(found) >= Version("2.2.0"):
         detail = f"{found} is refused by mmsegmentation {installed('mmsegmentation')}"

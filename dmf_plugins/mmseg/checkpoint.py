@@ -18,14 +18,16 @@ def _reduce(buffer: HistoryBuffer) -> tuple[type, tuple[list[float], list[int], 
     return HistoryBuffer, (log.tolist(), count.tolist(), buffer.max_length)
 
 
+copyreg.pickle(HistoryBuffer, _reduce)
+
+
 def allow_log() -> None:
     """Let ``torch.load(weights_only=True)`` read the log that mmengine keeps in every checkpoint.
 
     Its usual pickle calls ``getattr``; torch >= 2.6 rightly refuses that, and ``--resume`` fails.
-    Pickled as its constructor and plain numbers the log is harmless and is allowed, with numpy's
+    Pickled by ``_reduce``, as its constructor and plain numbers, it is harmless and is allowed, with numpy's
     numbers such as a best score; all else stays as guarded as torch has it. To be called again after
     code that takes such permissions back (onedl-mmengine's loading does).
     """
-    copyreg.pickle(HistoryBuffer, _reduce)
     if hasattr(torch.serialization, "add_safe_globals"):
         torch.serialization.add_safe_globals([HistoryBuffer, _SCALAR, np.dtype, *_KINDS])

@@ -67,6 +67,11 @@ def unlink() -> bool:
     return True
 
 
+def knows_variable() -> bool:
+    """Whether the installed nnU-Net finds trainers of ``nnUNet_extTrainer``, itself or linked."""
+    return is_native() or linked().exists()
+
+
 def find_trainer(name: str) -> type[nnUNetTrainer] | None:
     """Class of a trainer, by nnU-Net's own finder; None if it finds none."""
     if is_native():
@@ -91,7 +96,7 @@ def require_finder() -> None:
     """Raises:
     UsageError: the installed nnU-Net would not find a trainer of ``nnUNet_extTrainer``.
     """
-    if not is_native() and not linked().exists():
+    if not knows_variable():
         raise UsageError(
             f"nnunetv2 {version('nnunetv2')} does not know nnUNet_extTrainer; "
             "run: dmf link-nnunet (or update nnunetv2 to 2.8)"
