@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-UV := $(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt
+UV := $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python --constraint constraints.txt
 # uv does not reuse what it built without isolation, so the wheel is kept here; torch is in its name
 MMCV := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dmf_plugins/mmcv-2.1.0-$(shell grep '^torch==' constraints.txt)
+SHELL := /bin/bash
 JOBS := $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: setup demo test lint clean
@@ -39,9 +40,11 @@ $(VENV)/.nnunet: pyproject.toml constraints.txt | $(BIN)/uv
 $(VENV)/.mmcv: $(VENV)/.nnunet
 	@command -v c++ >/dev/null || { echo "a C++ compiler is needed to build mmcv, e.g. apt install g++"; exit 1; }
 	$(UV) 'setuptools<81' wheel ninja psutil
-	@test -e $(MMCV)/*.whl || { echo "building mmcv: about 20 minutes on two cores, once for this machine"; \
-		rm -rf $(MMCV).partial && MMCV_WITH_OPS=1 MAX_JOBS=$(JOBS) $(BIN)/python -m pip wheel --quiet \
-		--no-build-isolation --no-deps --wheel-dir $(MMCV).partial mmcv==2.1.0 && mv $(MMCV).partial $(MMCV); }
+	@test -e $(MMCV)/*.whl || { echo "building mmcv's operators, once for this machine (without debug symbols: half the time)"; \
+		mkdir -p $(dir $(MMCV)) && rm -rf $(MMCV).partial && set -o pipefail && CFLAGS=-g0 MMCV_WITH_OPS=1 MAX_JOBS=$(JOBS) $(BIN)/python -m pip wheel -v \
+		--no-build-isolation --no-deps --wheel-dir $(MMCV).partial mmcv==2.1.0 2>&1 | tee $(MMCV).log \
+		| sed -un 's|^ *\(\[[0-9]*/[0-9]*\]\).*|  mmcv \1|p' && mv $(MMCV).partial $(MMCV) \
+		|| { tail -n 20 $(MMCV).log; echo "building mmcv failed; the whole output is in $(MMCV).log. Repeat the same make to go on."; exit 1; }; }
 	$(UV) $(MMCV)/*.whl
 	@touch $@
 
