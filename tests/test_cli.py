@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import sysconfig
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -104,28 +103,3 @@ def test_demo_never_empties_a_folder_that_is_not_its_own(phantoms, tmp_path):
     assert (inside.returncode, "lies in" in inside.stderr) == (2, True)
     assert dmf("demo", "--output", tmp_path / "x", "--data", tmp_path / "none").returncode == 2
     assert not (tmp_path / "x").exists()
-
-
-@pytest.mark.slow
-def test_the_wheel_carries_trainers_and_configs(tmp_path):
-    root = Path(__file__).resolve().parents[1]
-    if not (root / "pyproject.toml").exists():
-        pytest.skip("the tests run without the source")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=root, check=True, capture_output=True)
-    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
-        names = wheel.namelist()
-        wheel.extractall(tmp_path / "site")
-    assert "dmf_plugins/_bundled/nnunet_trainers/dmf.py" in names
-    assert "dmf_plugins/_bundled/mmseg_configs/_base_/default_runtime.py" in names
-    assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
-    code = "from dmf_plugins.paths import bundled; print(bundled('nnunet_trainers'))"
-    found = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    assert found == str(tmp_path / "site/dmf_plugins/_bundled/nnunet_trainers")

@@ -1,0 +1,112 @@
+"""What is published: source and wheel hold what they need, and say the same everywhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from dmf_plugins import __version__
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "pyproject.toml").exists(), reason="the tests run without the source"
+)
+
+
+def run(*command: object, cwd: Path, **environment: str) -> str:
+    result = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
+    return result.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked sdist, with the wheel built from it in ``dist/``."""
+    pytest.importorskip("hatchling", reason="hatchling is not installed")
+    folder = tmp_path_factory.mktemp("sdist")
+    run("-m", "hatchling", "build", "-t", "sdist", "-d", folder, cwd=ROOT)
+    with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+        archive.extractall(folder, filter="data")
+    unpacked = folder / f"dmf_plugins-{__version__}"
+    run("-m", "hatchling", "build", "-t", "wheel", "-d", unpacked / "dist", cwd=unpacked)
+    return unpacked
+
+
+@pytest.mark.slow
+def test_the_wheel_works_away_from_its_source(source, tmp_path):
+    (wheel,) = (source / "dist").glob("*.whl")
+    site = tmp_path / "site"
+    run("-m", "pip", "install", "--no-index", "--no-deps", "--target", site, wheel, cwd=tmp_path)
+    tops = {path.name for path in site.iterdir()}
+    assert tops == {"bin", "dmf_plugins", f"dmf_plugins-{__version__}.dist-info"}
+    assert (site / "dmf_plugins/py.typed").exists()
+    for folder, file in (("nnunet", "dmf.py"), ("mmseg", "_base_/default_runtime.py")):
+        printed = run(
+            "-m", "dmf_plugins", "paths", f"--{folder}", cwd=tmp_path, PYTHONPATH=str(site)
+        )
+        assert printed.startswith(str(site))
+        assert (Path(printed) / file).exists()
+
+
+@pytest.mark.slow
+def test_the_source_holds_what_its_tests_need(source):
+    run(
+        "-m",
+        "pytest",
+        "--collect-only",
+        "-p",
+        "no:cacheprovider",
+        cwd=source,
+        PYTHONPATH=str(source),
+    )
+
+
+@pytest.mark.slow
+def test_an_index_takes_both(source):
+    pytest.importorskip("twine", reason="twine is not installed")
+    files = [*source.glob("dist/*.whl"), *source.parent.glob("*.tar.gz")]
+    assert len(files) == 2
+    run("-m", "twine", "check", "--strict", *files, cwd=source)
+
+
+def test_an_index_shows_no_dead_link():
+    pytest.importorskip("hatchling", reason="hatchling is not installed")
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    text = "![a](docs/a.png)\n\nSee [docs/x.md](docs/x.md#part), [here](#here), [it](https://doi.org/1)."
+    kept = ", [here](#here), [it](https://doi.org/1)."
+    assert hook.for_index(text, None) == "See docs/x.md" + kept
+    source = "https://example.org/p"
+    assert hook.for_index(text, source) == (
+        f"![a]({source}/raw/HEAD/docs/a.png)\n\nSee [docs/x.md]({source}/blob/HEAD/docs/x.md#part)"
+        + kept
+    )
+    readme = hook.for_index((ROOT / "README.md").read_text(encoding="utf-8"), None)
+    assert not re.findall(r"\]\((?!https:|#)", readme)
+
+
+def test_every_place_names_this_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    newest = re.search(r"^## \[([\d.]+)\] - (\d{4}-\d\d-\d\d)$", changelog, re.MULTILINE)
+    assert newest.groups() == (
+        __version__,
+        re.search(r"date-released: (.*)", citation)[1],
+    )
+    assert f"\nversion: {__version__}\n" in citation
