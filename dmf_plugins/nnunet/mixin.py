@@ -16,8 +16,7 @@ import torch
 from dmf_plugins.core.config import DMFConfig
 from dmf_plugins.losses.dmf import DMFLoss
 from dmf_plugins.nnunet.loss import DeepSupervisionDMFLoss
-from dmf_plugins.report.dynamics import DYNAMICS_NAME, plot_dynamics
-from dmf_plugins.report.log import LOG_NAME, DMFLog
+from dmf_plugins.report.recorder import Recorder
 
 CHECKPOINT_KEY = "dmf"
 
@@ -47,7 +46,7 @@ class DMFTrainerMixin(_Trainer):
     dmf_loss: ClassVar[Mapping[str, Any]] = {}
 
     loss: DeepSupervisionDMFLoss
-    _dmf_log: DMFLog
+    _dmf: Recorder
     _dmf_resume_error: str | None = None
 
     def _build_loss(self) -> DeepSupervisionDMFLoss:
@@ -63,9 +62,6 @@ class DMFTrainerMixin(_Trainer):
                 f"{type(self).__name__}: nnU-Net builds its optimizer before the loss, so the learned "
                 f"weights of {self.dmf['weighting']!r} would never move; choose another weighting"
             )
-        self._dmf_log = DMFLog(os.path.join(self.output_folder, LOG_NAME), loss.names)
-        self._dmf_steps: list[torch.Tensor] = []
-        self._dmf_skipped = 0
         wrapped = DeepSupervisionDMFLoss(
             loss,
             self._scale_weights(),
@@ -87,9 +83,16 @@ class DMFTrainerMixin(_Trainer):
         if self._dmf_resume_error is not None:
             raise RuntimeError(self._dmf_resume_error)
         super().on_train_start()
-        # from here on rows of epochs that are about to be trained again would be stale
-        if self.local_rank == 0:
-            self._dmf_log.truncate(self.current_epoch)
+        self._dmf = Recorder(
+            self.loss.loss,
+            self.output_folder,
+            say=self.print_to_log_file,
+            warn=lambda text: self.print_to_log_file(f"WARNING: {text}"),
+            main=self.local_rank == 0,
+            epoch_steps=self.num_iterations_per_epoch,
+        )
+        # rows of epochs that are about to be trained again would be stale
+        self._dmf.start(self.current_epoch)
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
@@ -97,35 +100,20 @@ class DMFTrainerMixin(_Trainer):
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         result = super().train_step(batch)
-        self._dmf_steps.append(self.loss.loss.last_row())
+        self._dmf.remember()
         return result
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         super().on_train_epoch_end(train_outputs)
-        # the only transfer of the epoch: steps stay on the device until here
-        rows = torch.stack(self._dmf_steps).cpu().numpy()
-        self._dmf_steps.clear()
+        means = self._dmf.flush(self.current_epoch).mean().dropna()
         if self.local_rank != 0:
             return
-        self._dmf_log.append(self.current_epoch, rows)
-        n = len(self.loss.loss.names)
-        means = dict(zip(self._dmf_log.columns[2:], rows.mean(axis=0), strict=True))
-        weights = ", ".join(
-            f"{name} {rows[-1, n + i]:.3f}" for i, name in enumerate(self.loss.loss.names)
-        )
+        weights = self._dmf.named(self.loss.loss.weights)
         self.print_to_log_file(f"DMF weights: {weights}; gamma {means['gamma']:.4f}")
-        skipped = int(self.loss.loss.fusion.skipped)
-        if skipped > self._dmf_skipped:
-            self.print_to_log_file(
-                f"WARNING: {skipped - self._dmf_skipped} step(s) of this epoch had an infinite or NaN "
-                "loss; they were left out of the DMF memory. A few are normal under mixed precision."
-            )
-            self._dmf_skipped = skipped
         # nnU-Net's own logger knows a fixed set of keys, the others (W&B) take any
         for logger in getattr(self.logger, "loggers", []):
             for key, value in means.items():
-                if not np.isnan(value):
-                    logger.log(f"dmf/{key}", float(value), self.current_epoch)
+                logger.log(f"dmf/{key}", value, self.current_epoch)
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
@@ -133,12 +121,7 @@ class DMFTrainerMixin(_Trainer):
 
     def on_epoch_end(self) -> None:
         super().on_epoch_end()
-        if self.local_rank != 0:
-            return
-        try:
-            plot_dynamics(self._dmf_log.path, os.path.join(self.output_folder, DYNAMICS_NAME))
-        except Exception as error:  # no picture is worth a training of days
-            self.print_to_log_file(f"WARNING: {DYNAMICS_NAME} was not drawn: {error!r}")
+        self._dmf.draw()
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint plus our state, written whole or not at all."""
@@ -183,7 +166,6 @@ class DMFTrainerMixin(_Trainer):
             if state is None:
                 raise ValueError(f"it was written by {checkpoint.get('trainer_name')} without DMF")
             self.loss.loss.fusion.load_state_dict_dmf(state)
-            self._dmf_skipped = int(self.loss.loss.fusion.skipped)
         except ValueError as error:
             self._dmf_resume_error = (
                 f"cannot continue {type(self).__name__} from {filename_or_checkpoint}: {error}. To "
