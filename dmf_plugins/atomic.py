@@ -1,55 +1,161 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear whole or not at all, and the mark of the folders we may replace."""
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
+import re
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 
+from dmf_plugins import __version__
 from dmf_plugins.errors import UsageError
+
+MARK = ".dmf"
+
+
+def check_target(target: Path, kind: str, overwrite: bool = False) -> None:
+    """Refuse a folder that ``dmf KIND`` may not write: it must be absent, empty, or one it wrote.
+
+    Raises:
+        UsageError: it is a file, was written by something else, or exists and ``overwrite`` is off.
+    """
+    if not os.path.lexists(target):
+        return
+    if not target.is_dir():
+        raise UsageError(f"{target} is not a folder; choose another")
+    if not any(target.iterdir()):
+        return
+    if _kind(target) != kind:
+        raise UsageError(
+            f"{target} is not empty and was not written by this version's 'dmf {kind}', so it is left "
+            "alone, --overwrite or not; choose another folder, or move this one away yourself"
+        )
+    if not overwrite:
+        raise UsageError(f"{target} exists; --overwrite replaces it")
+
+
+def check_file(target: Path, overwrite: bool = False) -> None:
+    """Raise ``UsageError`` unless a file may be written to ``target``."""
+    if os.path.lexists(target):
+        if not target.is_file():
+            raise UsageError(f"{target} is not a regular file; choose another")
+        if not overwrite:
+            raise UsageError(f"{target} exists; --overwrite replaces it")
 
 
 @contextmanager
-def building(target: Path) -> Iterator[Path]:
-    """Empty folder beside ``target`` that replaces it on success and vanishes on failure.
+def building(target: Path, kind: str, overwrite: bool = False) -> Iterator[Path]:
+    """Empty folder beside ``target`` that takes its place on success and vanishes on failure.
 
-    Leftovers of processes that were killed on this machine are removed first.
+    It carries the mark of ``kind``, the command that makes it. Of two runs on one target, the second
+    to end fails unless ``overwrite`` is on.
 
     Raises:
-        UsageError: the parent folder cannot be written.
+        UsageError: ``target`` may not be replaced (see :func:`check_target`) or cannot be written.
     """
-    prefix = f".{target.name}.partial-{socket.gethostname()}-"
+    target = Path(os.path.realpath(target))  # a link stays, what it points to is replaced
+    check_target(target, kind, overwrite)
+    if target.is_mount():
+        raise UsageError(
+            f"{target} is a mount point, which cannot be replaced; choose one below it"
+        )
+    with _beside(target) as folder:
+        _mark(folder, kind)
+        yield folder
+        if overwrite and target.exists():
+            check_target(target, kind, overwrite)
+            _replace(folder, target)
+        else:
+            os.rename(folder, target)  # fails on a folder that is not empty, so that one run wins
+
+
+@contextmanager
+def writing(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Path of the same suffix that becomes the file ``target`` on success and vanishes on failure.
+
+    Raises:
+        UsageError: ``target`` may not be replaced (see :func:`check_file`) or cannot be written.
+    """
+    target = Path(os.path.realpath(target))
+    check_file(target, overwrite)
+    with _beside(target) as folder:
+        partial = folder / f"file{target.suffix}"
+        yield partial
+        os.replace(partial, target)
+
+
+def claim(target: Path, kind: str, overwrite: bool = False) -> None:
+    """Make ``target`` an empty, marked folder to work in, where that takes too long to build aside.
+
+    Raises:
+        UsageError: ``target`` may not be replaced (see :func:`check_target`).
+    """
+    check_target(target, kind, overwrite)
+    target.mkdir(parents=True, exist_ok=True)
+    _mark(target, kind)  # first, so that a kill leaves a folder we may go on emptying
+    for path in target.iterdir():
+        if path.name != MARK:
+            _remove(path)
+
+
+def _mark(folder: Path, kind: str) -> None:
+    content = {"written by": f"dmf {kind}", "kind": kind, "version": __version__}
+    (folder / MARK).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def _kind(folder: Path) -> str | None:
+    path = folder / MARK
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError:
+        return None
+    return content.get("kind") if isinstance(content, dict) else None
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """Empty folder beside ``target``, removed at the end; first those of killed runs are removed."""
+    name = ".dmf-partial-{}-" + socket.gethostname() + "-{}"
+    folder = target.with_name(name.format(os.getpid(), token_hex(4)))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in target.parent.glob(f"{prefix}*"):
-            if not _is_running(leftover.name.removeprefix(prefix).split("-")[0]):
-                shutil.rmtree(leftover)
-        folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
+        for path in target.parent.glob(".dmf-partial-*"):
+            found = re.fullmatch(name.format("(\\d{1,9})", "\\w+"), path.name)
+            if found and not _is_running(int(found[1])):
+                _remove(path)
+        folder.mkdir()
     except OSError as error:
-        raise UsageError(f"cannot write in {target.parent}: {error}") from error
+        raise UsageError(f"cannot write in {target.parent}: {error.strerror}") from error
     try:
         yield folder
-        folder.chmod(0o755)  # mkdtemp makes it private
-        if not target.exists():
-            os.rename(folder, target)
-        else:
-            if not _exchange(folder, target):
-                old = folder.with_name(folder.name + "-old")
-                os.rename(target, old)
-                os.rename(folder, target)
-                folder = old
-            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise UsageError(f"cannot write {target}: {error}; nothing was changed") from error
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        where = error.filename
+        if isinstance(where, str) and folder not in (Path(where), *Path(where).parents):
+            raise
+        raise UsageError(
+            f"cannot write {target}: {error.strerror or error}; nothing was changed"
+        ) from error
+    finally:
+        _remove(folder)
+
+
+def _replace(folder: Path, target: Path) -> None:
+    """Exchange the two; without a system call for it, ``target`` is missing for a moment."""
+    if not _exchange(folder, target):
+        old = folder.with_name(f"{folder.name}_old")
+        os.rename(target, old)
+        try:
+            os.rename(folder, target)
+        except OSError:
+            os.rename(old, target)
+            raise
+        _remove(old)
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -63,9 +169,18 @@ def _exchange(first: Path, second: Path) -> bool:
     return renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
 
 
-def _is_running(pid: str) -> bool:
+def _remove(path: Path) -> None:
+    """Remove what can be removed; a link itself, not what it points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _is_running(pid: int) -> bool:
     try:
-        os.kill(int(pid), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -14,19 +13,19 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from dmf_plugins.atomic import check_target, claim
 from dmf_plugins.data import READERS, convert_dataset
 from dmf_plugins.data.images import decode_gray
 from dmf_plugins.data.phantom import generate_phantoms
 from dmf_plugins.data.source import Source
 from dmf_plugins.errors import DMFError, UsageError
 from dmf_plugins.metrics import segmentation_metrics
-from dmf_plugins.paths import bundled
+from dmf_plugins.paths import bundled, lies_in
 
 DATASET_ID = 990
 TRAINER = "nnUNetTrainerDMF_Quick"
 CONFIGURATION = "2d_demo"
 SIZE = (128, 128)  # the paper's
-_MARKER = ".dmf-demo"
 BATCH_SIZE = 4  # what two CPU cores bear; nnU-Net plans larger batches for a GPU
 
 console = Console()
@@ -44,12 +43,14 @@ def run_demo(
     start = time.monotonic()
     if not (_scripts() / "nnUNetv2_train").exists():
         raise UsageError("nnU-Net is not installed here; run: pip install 'dmf-plugins[nnunet]'")
-    output = output.resolve()
-    _check(output, data, overwrite)
+    output = Path(os.path.realpath(output))
+    if data is not None:
+        _check_data(data, output)
+    check_target(output, "demo", overwrite)
     from dmf_plugins.nnunet.external import require_finder
 
     require_finder()
-    _claim(output)
+    claim(output, "demo", overwrite)
     folders = {
         name: output / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
     }
@@ -130,25 +131,11 @@ def run_demo(
         console.print(f"{name}: {path}", soft_wrap=True, highlight=False)
 
 
-def _check(output: Path, data: Path | None, overwrite: bool) -> None:
-    if data is not None:
-        if not data.exists():
-            raise UsageError(f"{data} does not exist; give a BUSI folder or zip")
-        if data.resolve().is_relative_to(output):
-            raise UsageError(f"{data} lies in {output}, which the demo empties; move one of them")
-    if output.exists() and any(output.iterdir()):
-        if not (output / _MARKER).exists():
-            raise UsageError(f"{output} is not empty and no earlier demo; choose another --output")
-        if not overwrite:
-            raise UsageError(f"{output} holds an earlier demo; --overwrite replaces it")
-
-
-def _claim(output: Path) -> None:
-    """An empty ``output`` that is marked as ours; only a folder so marked is ever emptied."""
-    if (output / _MARKER).exists():
-        shutil.rmtree(output)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / _MARKER).touch()
+def _check_data(data: Path, output: Path) -> None:
+    if not data.exists():
+        raise UsageError(f"{data} does not exist; give a BUSI folder or zip")
+    if lies_in(data, output):
+        raise UsageError(f"{data} lies in {output}, which the demo empties; move one of them")
 
 
 def _headline(text: str) -> None:

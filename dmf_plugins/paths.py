@@ -1,12 +1,19 @@
-"""Folders that travel with the package."""
+"""Questions about paths, and the folders that travel with the package."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dmf_plugins.errors import DMFError
 
 _PACKAGE = Path(__file__).resolve().parent
+
+
+def lies_in(path: Path, folder: Path) -> bool:
+    """Whether ``path`` is ``folder`` or below it, by any link; unlike ``resolve``, a loop of links is
+    no error."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def bundled(name: str) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dmf_plugins.atomic import claim
 from dmf_plugins.report.log import DMFLog
 
 DMF = Path(sysconfig.get_path("scripts")) / "dmf"
@@ -93,12 +94,11 @@ def test_demo_never_empties_a_folder_that_is_not_its_own(phantoms, tmp_path):
     (tmp_path / "nnUNet_raw").mkdir()
     for options in ([], ["--overwrite"]):
         result = dmf("demo", "--output", tmp_path, *options)
-        assert (result.returncode, "no earlier demo" in result.stderr) == (2, True)
+        assert (result.returncode, "was not written by" in result.stderr) == (2, True)
     assert (tmp_path / "nnUNet_raw").exists()
-    earlier = tmp_path / "earlier"
-    earlier.mkdir()
-    (earlier / ".dmf-demo").touch()
-    assert "--overwrite" in dmf("demo", "--output", earlier).stderr
+    claim(tmp_path / "earlier", "demo")
+    (tmp_path / "earlier" / "demo.png").touch()
+    assert "--overwrite replaces it" in dmf("demo", "--output", tmp_path / "earlier").stderr
     inside = dmf("demo", "--output", phantoms.parent, "--data", phantoms, "--overwrite")
     assert (inside.returncode, "lies in" in inside.stderr) == (2, True)
     assert dmf("demo", "--output", tmp_path / "x", "--data", tmp_path / "none").returncode == 2

@@ -415,9 +415,9 @@ def test_a_failed_overwrite_leaves_the_old_data(copy, tmp_path):
 def test_leftovers_of_a_killed_conversion_are_cleared(phantoms, tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    prefix = f".Dataset501_BUSI.partial-{socket.gethostname()}"
-    (tmp_path / f"{prefix}-{dead.pid}-abc" / "image").mkdir(parents=True)
-    alive = f"{prefix}-{os.getpid()}-abc"  # another conversion is at work
+    name = f".dmf-partial-{{}}-{socket.gethostname()}-abc"
+    (tmp_path / name.format(dead.pid) / "image").mkdir(parents=True)
+    alive = name.format(os.getpid())  # another conversion is at work
     (tmp_path / alive).mkdir()
     convert(phantoms, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"Dataset501_BUSI", alive}

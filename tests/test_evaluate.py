@@ -155,7 +155,7 @@ def test_report_command_files_and_overwrite(folders, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "| lesion |" in result.stdout
     assert {p.name for p in out.iterdir()} == {
-        "per_image.csv", "per_image.png", "summary.json", "summary.md"
+        ".dmf", "per_image.csv", "per_image.png", "summary.json", "summary.md"
     }  # fmt: skip
     content = json.loads((out / "summary.json").read_text())
     assert content["scores"]["lesion"]["dice"]["n"] == 8
@@ -164,7 +164,7 @@ def test_report_command_files_and_overwrite(folders, tmp_path):
     assert (again.returncode, "--overwrite" in again.stderr) == (2, True)
     assert dmf(*command, "--overwrite").returncode == 0
     other = dmf("evaluate", pred, truth, "--labels", "a=1,b=2", "--out", pred, "--overwrite")
-    assert (other.returncode, "no earlier report" in other.stderr) == (2, True)
+    assert (other.returncode, "was not written by" in other.stderr) == (2, True)
     assert len(list(pred.glob("*.png"))) == 8
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dmf_plugins.atomic import building
+from dmf_plugins.atomic import MARK, building
 from dmf_plugins.data import bilateral_filter, convert_dataset
 from dmf_plugins.data.images import decode_gray, encode_png
 from dmf_plugins.errors import DataError, UsageError
@@ -61,7 +61,7 @@ def test_a_killed_conversion_leaves_nothing_half_made(phantoms, tmp_path, overwr
             convert_command(phantoms, output, *options),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        while process.poll() is None and not list(output.glob(".BUSI.partial-*")):
+        while process.poll() is None and not list(output.glob(".dmf-partial-*")):
             time.sleep(0.002)
             assert time.monotonic() - start < 60
         time.sleep(rng.uniform(0, duration))
@@ -86,12 +86,11 @@ def test_replacing_is_one_step_where_the_system_can(tmp_path, monkeypatch):
         if fallback:
             monkeypatch.setattr("dmf_plugins.atomic._exchange", lambda a, b: False)
         target = tmp_path / f"target{fallback}"
-        target.mkdir()
-        (target / "old").touch()
-        with building(target) as folder:
-            (folder / "new").touch()
-            assert (target / "old").exists()
-        assert [p.name for p in target.iterdir()] == ["new"]
+        for name in ("old", "new"):
+            with building(target, "filter", overwrite=True) as folder:
+                (folder / name).touch()
+                assert name == "old" or (target / "old").exists()
+        assert sorted(p.name for p in target.iterdir()) == [MARK, "new"]
         assert not list(tmp_path.glob(".*"))
 
 

@@ -74,7 +74,7 @@ def test_a_grid_can_grow_but_not_change(tmp_path):
         make_plan(plan(tmp_path / "g", settings={"fixed": {"weighting": "mad"}}))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
-    with pytest.raises(UsageError, match="no earlier grid"):
+    with pytest.raises(UsageError, match="was not written by"):
         make_plan(plan(tmp_path / "other"))
     with pytest.raises(UsageError, match="holds no grid"):
         load_plan(tmp_path / "none")

@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from dmf_plugins.atomic import check_file, check_target, writing
 from dmf_plugins.cli.app import Overwrite, app
 from dmf_plugins.errors import UsageError
 
@@ -34,14 +35,10 @@ def evaluate(
     """Score a folder of PNG or NIfTI predictions; report as CSV, JSON, Markdown and a picture."""
     from dmf_plugins.metrics.evaluate import evaluate_folders
     from dmf_plugins.metrics.labelmaps import parse_labels
-    from dmf_plugins.report.evaluation import (
-        check_report_folder,
-        evaluation_markdown,
-        write_evaluation,
-    )
+    from dmf_plugins.report.evaluation import evaluation_markdown, write_evaluation
 
     if out is not None:
-        check_report_folder(out, overwrite)
+        check_target(out, "evaluate", overwrite)
     evaluation = evaluate_folders(
         predictions,
         truth,
@@ -73,12 +70,13 @@ def compare(
     from dmf_plugins.metrics.compare import compare_runs
     from dmf_plugins.report.evaluation import comparison_markdown
 
-    if out is not None and out.exists() and not overwrite:
-        raise UsageError(f"{out} exists; --overwrite replaces it")
+    if out is not None:
+        check_file(out, overwrite)
     table = compare_runs(runs, score, reference=reference)
     typer.echo(comparison_markdown(table, score), nl=False)
     if out is not None:
-        table.to_csv(out, index=False)
+        with writing(out, overwrite) as partial:
+            table.to_csv(partial, index=False)
         typer.echo(f"wrote {out}")
 
 
@@ -98,7 +96,6 @@ def plot(
         raise UsageError(f"{log} does not exist; training writes it beside progress.png")
     if output.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UsageError(f"{output} must end in .png, .svg or .pdf")
-    if output.exists() and not overwrite:
-        raise UsageError(f"{output} exists; --overwrite replaces it")
-    plot_dynamics(log, output)
+    with writing(output, overwrite) as partial:
+        plot_dynamics(log, partial)
     typer.echo(f"wrote {output}")

@@ -39,9 +39,7 @@ def copy_configs(
     from dmf_plugins.atomic import building
     from dmf_plugins.paths import bundled
 
-    if output.exists() and not overwrite:
-        raise UsageError(f"{output} exists; --overwrite replaces it")
-    with building(output) as folder:
+    with building(output, "copy-configs", overwrite) as folder:
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(bundled("mmseg_configs"), folder, dirs_exist_ok=True, ignore=ignore)
     typer.echo(f"wrote {output}")

@@ -15,7 +15,6 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from rich.progress import track
 from rich.table import Table
 
 from dmf_plugins.atomic import building
@@ -34,6 +33,8 @@ from dmf_plugins.data.source import Source
 from dmf_plugins.data.splits import split_cases
 from dmf_plugins.data.writers import SPLITS, WRITERS, Writer, WrittenCase
 from dmf_plugins.errors import DataError, UsageError
+from dmf_plugins.paths import lies_in
+from dmf_plugins.progress import track
 
 LABELS = {
     "lesion": {"background": 0, "lesion": 1},
@@ -134,14 +135,12 @@ def convert_dataset(
     info = READERS[dataset]
     writer: Writer = WRITERS[to](info, dataset_id, None if output is None else Path(output))
     writer.check(overwrite)
-    if writer.target.exists() and not overwrite:
-        raise UsageError(f"{writer.target} exists; --overwrite replaces it")
-    if Path(source).expanduser().resolve().is_relative_to(writer.target.resolve()):
+    if lies_in(Path(source).expanduser(), writer.target):
         raise UsageError(
             f"{source} lies in {writer.target}, which would be replaced; choose another --output"
         )
 
-    with Source(source) as files, building(writer.target) as folder:
+    with Source(source) as files, building(writer.target, "convert", overwrite) as folder:
         reading = info.read(files)
         if not include_normal:
             reading.drop("normal")
@@ -243,10 +242,7 @@ def _prepare_all(
     # the pool is the parallelism: OpenCV's own threads would only fight over the cores
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool, _opencv_threads(1):
         results = track(
-            pool.map(prepare, reading.cases),
-            description="converting",
-            total=len(reading.cases),
-            disable=not progress,
+            pool.map(prepare, reading.cases), "converting", progress, len(reading.cases)
         )
         for case, result in zip(reading.cases, results, strict=True):
             if isinstance(result, str):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rich.progress import track
-
+from dmf_plugins.atomic import building, writing
 from dmf_plugins.data.images import (
     IMAGE_SUFFIXES,
     BilateralParameters,
@@ -15,6 +14,8 @@ from dmf_plugins.data.images import (
     prepare_image,
 )
 from dmf_plugins.errors import DataError, UsageError
+from dmf_plugins.paths import lies_in
+from dmf_plugins.progress import track
 
 
 def filter_images(
@@ -31,7 +32,8 @@ def filter_images(
 
     Args:
         source: image file or folder of images (not recursive).
-        output: file for a file (``.png``), folder for a folder.
+        output: file for a file (``.png``), folder for a folder, which must be absent, empty or filtered
+            earlier.
         bilateral: filter parameters.
         size: ``(width, height)`` to resize to.
         nnunet: give outputs the ``_0000`` channel suffix ``nnUNetv2_predict`` expects.
@@ -42,43 +44,37 @@ def filter_images(
         The files written.
 
     Raises:
-        UsageError: ``source`` does not exist, an output exists, or two inputs share an output.
+        UsageError: ``source`` does not exist, ``output`` exists, or two inputs share an output.
         DataError: an image cannot be read. Nothing is written in either case.
     """
     source, output = Path(source).expanduser(), Path(output).expanduser()
-    if source.is_dir():
-        inputs = sorted(p for p in source.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        if not inputs:
-            raise DataError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {source}")
-        targets = [output / _name(path, nnunet) for path in inputs]
-    elif source.is_file():
-        inputs = [source]
-        targets = [output / _name(source, nnunet) if output.suffix.lower() != ".png" else output]
-    else:
-        raise UsageError(f"{source} does not exist; give an image or a folder of images")
-    if len(set(targets)) < len(targets):
-        twice = next(t for t in targets if targets.count(t) > 1)
-        raise UsageError(f"two images of {source} would both become {twice.name}; rename one")
-    existing = [target for target in targets if target.exists()]
-    if existing and not overwrite:
-        raise UsageError(f"{existing[0]} exists; --overwrite replaces it")
+    if source.is_file():
+        target = output if output.suffix.lower() == ".png" else output / _name(source, nnunet)
+        with writing(target, overwrite) as partial:
+            _filter(source, partial, bilateral, size)
+        return [target]
+    names = _names(source, nnunet)
+    if lies_in(source, output):
+        raise UsageError(f"{source} lies in {output}, which would be replaced; choose another")
+    with building(output, "filter", overwrite) as folder:
+        for name, path in track(list(names.items()), "filtering", progress):
+            _filter(path, folder / name, bilateral, size)
+    return [output / name for name in names]
 
-    partial = []
-    try:
-        for path, target in track(
-            list(zip(inputs, targets, strict=True)), description="filtering", disable=not progress
-        ):
-            image = prepare_image(decode_gray(path.read_bytes(), str(path)), bilateral, size)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial.append(target.with_name(f".{target.name}.partial"))
-            partial[-1].write_bytes(encode_png(image))
-    except BaseException:
-        for path in partial:
-            path.unlink(missing_ok=True)
-        raise
-    for path, target in zip(partial, targets, strict=True):
-        os.replace(path, target)
-    return targets
+
+def _names(source: Path, nnunet: bool) -> dict[str, Path]:
+    """Name of each output -> image of the folder ``source``."""
+    if not source.is_dir():
+        raise UsageError(f"{source} does not exist; give an image or a folder of images")
+    names: dict[str, Path] = {}
+    for path in sorted(p for p in source.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES):
+        name = _name(path, nnunet)
+        if name in names:
+            raise UsageError(f"two images of {source} would both become {name}; rename one")
+        names[name] = path
+    if not names:
+        raise DataError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {source}")
+    return names
 
 
 def _name(path: Path, nnunet: bool) -> str:
@@ -86,3 +82,10 @@ def _name(path: Path, nnunet: bool) -> str:
     if nnunet and not stem.endswith("_0000"):
         stem += "_0000"
     return f"{stem}.png"
+
+
+def _filter(
+    path: Path, target: Path, bilateral: BilateralParameters, size: tuple[int, int] | None
+) -> None:
+    image = decode_gray(path.read_bytes(), str(path))
+    target.write_bytes(encode_png(prepare_image(image, bilateral, size)))

@@ -14,11 +14,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
 from dmf_plugins.atomic import building
 from dmf_plugins.data.images import Gray, encode_png
-from dmf_plugins.errors import UsageError
+from dmf_plugins.progress import track
 
 ROOT = "Dataset_BUSI_with_GT"
 Field = NDArray[np.float32]
@@ -51,19 +50,15 @@ def generate_phantoms(
         The data set folder.
 
     Raises:
-        UsageError: it exists and ``overwrite`` is off.
+        UsageError: it exists and ``overwrite`` is off, or holds something else.
     """
     target = Path(output) / ROOT
-    if target.exists() and not overwrite:
-        raise UsageError(f"{target} exists; --overwrite replaces it")
     todo = [("benign", benign), ("malignant", malignant), ("normal", normal)]
     jobs = [(category, i + 1) for category, count in todo for i in range(count)]
-    with building(target) as folder:
+    with building(target, "demo", overwrite) as folder:
         for category, _ in todo:
             (folder / category).mkdir()
-        for job, (category, number) in enumerate(
-            track(jobs, description="phantoms", disable=not progress)
-        ):
+        for job, (category, number) in enumerate(track(jobs, "phantoms", progress)):
             rng = np.random.default_rng((seed, job))
             lesions = 0 if category == "normal" else 2 if number % 6 == 0 else 1
             height, width = rng.integers(side[0], side[1] + 1, size=2)

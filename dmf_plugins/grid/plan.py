@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from dmf_plugins.atomic import claim, writing
 from dmf_plugins.data import convert_dataset
 from dmf_plugins.data.readers import READERS
 from dmf_plugins.data.writers import write_json
@@ -116,9 +116,8 @@ class GridPlan:
     def save(self) -> None:
         """Write ``grid.json``, whole."""
         content = {k: v for k, v in asdict(self).items() if k != "output"}
-        partial = self.output / f".{PLAN}.partial"
-        write_json(partial, content)
-        os.replace(partial, self.output / PLAN)
+        with writing(self.output / PLAN, overwrite=True) as partial:
+            write_json(partial, content)
 
     def prepare_data(self, progress: bool = False) -> None:
         """Convert the data once for every seed that lacks it."""
@@ -193,9 +192,8 @@ def make_plan(plan: GridPlan) -> GridPlan:
                 raise UsageError(f"{output} holds another setting {name!r}; choose another name")
         plan.settings = earlier.settings | plan.settings
         plan.seeds = sorted({*earlier.seeds, *plan.seeds})
-    elif output.exists() and any(output.iterdir()):
-        raise UsageError(f"{output} is not empty and no earlier grid; choose another --output")
-    output.mkdir(parents=True, exist_ok=True)
+    else:
+        claim(output, "grid")
     plan.save()
     return plan
 

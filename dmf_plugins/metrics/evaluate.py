@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.progress import track
 
 from dmf_plugins.errors import DataError, needs
 from dmf_plugins.metrics.distance import surface_distances
@@ -27,6 +26,7 @@ from dmf_plugins.metrics.segmentation import (
     foreground_and_all,
     nanmean,
 )
+from dmf_plugins.progress import track
 
 PER_IMAGE = "per_image.csv"
 DISTANCES = ("hd95", "assd")
@@ -98,7 +98,7 @@ def evaluate_folders(
         done = (
             map(_score_image, jobs) if pool is None else pool.map(_score_image, jobs, chunksize=4)
         )
-        results = list(track(done, description="evaluating", total=len(jobs), disable=not progress))
+        results = list(track(done, "evaluating", progress, len(jobs)))
     counts = np.stack([result.counts for result in results])
     rows = [row for result in results for row in result.rows]
     units = {result.unit for result in results}

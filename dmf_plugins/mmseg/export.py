@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict
 
-from dmf_plugins.atomic import building
+from dmf_plugins.atomic import building, check_target
 from dmf_plugins.errors import DataError, UsageError
 from dmf_plugins.mmseg.checkpoint import allow_log
+from dmf_plugins.paths import lies_in
 
 CONFIG, CHECKPOINT = "config.py", "model.pth"
 _PLUGIN = "dmf_plugins"
@@ -43,9 +44,8 @@ def export_mmseg(
     """
     config = config or _only(work_dir, ["*.py"], "config")
     checkpoint = checkpoint or _only(work_dir, ["best_*.pth"], "best checkpoint", last=True)
-    if output.exists() and not overwrite:
-        raise UsageError(f"{output} exists; --overwrite replaces it, or give another folder")
-    if output.resolve() in (work_dir.resolve(), *work_dir.resolve().parents):
+    check_target(output, "export", overwrite)
+    if lies_in(work_dir, output):
         raise UsageError(f"{output} holds the training itself; choose another folder")
     allow_log()
     try:
@@ -55,7 +55,7 @@ def export_mmseg(
         raise DataError(f"{checkpoint} is not a readable checkpoint ({error!r})") from error
     cfg = plain_config(Config.fromfile(config), meta.get("dataset_meta", {}))
     weights = {key: value for key, value in state.items() if ".loss_decode." not in key}
-    with building(output) as folder:
+    with building(output, "export", overwrite) as folder:
         cfg.dump(str(folder / CONFIG))
         kept = {"dataset_meta": meta.get("dataset_meta")}
         torch.save({"state_dict": weights, "meta": kept}, folder / CHECKPOINT)

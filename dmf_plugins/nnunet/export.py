@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from dmf_plugins.atomic import building
+from dmf_plugins.atomic import building, check_target
 from dmf_plugins.errors import DataError, UsageError
 from dmf_plugins.nnunet.external import find_trainer
 from dmf_plugins.nnunet.mixin import CHECKPOINT_KEY
 from dmf_plugins.nnunet.trainers import TRAINERS
+from dmf_plugins.paths import lies_in
 
 _COPIED = ("plans.json", "dataset.json", "dataset_fingerprint.json")
 
@@ -47,11 +48,10 @@ def export_nnunet(model: Path, output: Path | None = None, *, overwrite: bool = 
     stock = stock_trainer(names.pop()).__name__
     if output is None:
         output = model.with_name("__".join([stock, *model.name.split("__")[1:]]))
-    if output.exists() and not overwrite:
-        raise UsageError(f"{output} exists; --overwrite replaces it, or give another folder")
-    if output.resolve() in (model.resolve(), *model.resolve().parents):
+    check_target(output, "export", overwrite)
+    if lies_in(model, output):
         raise UsageError(f"{output} holds the model itself; choose another folder")
-    with building(output) as folder:
+    with building(output, "export", overwrite) as folder:
         for name in _COPIED:
             if (model / name).is_file():
                 shutil.copy(model / name, folder / name)

@@ -53,7 +53,7 @@ def link() -> Path:
     Raises:
         UsageError: nnU-Net's package cannot be written.
     """
-    with building(linked()) as folder:
+    with building(linked(), "link-nnunet", overwrite=True) as folder:
         (folder / "__init__.py").touch()
         (folder / "finder.py").write_text(_FINDER)
     return linked()

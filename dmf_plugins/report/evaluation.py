@@ -14,7 +14,6 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from dmf_plugins.atomic import building
-from dmf_plugins.errors import UsageError
 from dmf_plugins.metrics.evaluate import DISTANCES, PER_IMAGE, Evaluation
 
 _CONVENTIONS = (
@@ -51,9 +50,7 @@ def write_evaluation(
         UsageError: ``folder`` exists and ``overwrite`` is off, holds something else, or cannot be
             written.
     """
-    target = Path(folder)
-    check_report_folder(target, overwrite)
-    with building(target) as partial:
+    with building(Path(folder), "evaluate", overwrite) as partial:
         evaluation.per_image.to_csv(partial / PER_IMAGE, index=False, float_format="%.6g")
         content = {
             "labels": evaluation.labels,
@@ -64,16 +61,6 @@ def write_evaluation(
         (partial / "summary.json").write_text(text + "\n", encoding="utf-8")
         (partial / "summary.md").write_text(evaluation_markdown(evaluation), encoding="utf-8")
         plot_scores(evaluation.per_image, partial / "per_image.png")
-
-
-def check_report_folder(target: Path, overwrite: bool) -> None:
-    """Raise ``UsageError`` unless a report may be written to ``target``; only a report is replaced."""
-    if not target.exists():
-        return
-    if not overwrite:
-        raise UsageError(f"{target} exists; --overwrite replaces it")
-    if not target.is_dir() or (any(target.iterdir()) and not (target / PER_IMAGE).exists()):
-        raise UsageError(f"{target} is no earlier report; choose another --out")
 
 
 def comparison_markdown(table: pd.DataFrame, score: str) -> str:
