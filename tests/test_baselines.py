@@ -8,7 +8,6 @@ import torch
 from torchjd.scalarization import DWA, UW
 
 from dmf_plugins import DMFLoss, DynamicMemoryFusion
-from dmf_plugins.core.weighting import Window
 from dmf_plugins.core.weighting.softadapt import backward_difference
 
 from .test_fusion import decreasing, feed
@@ -99,12 +98,6 @@ def test_cov_survives_a_step_that_is_not_finite():
     assert torch.equal(fusion.weights, clean)
 
 
-def test_a_rule_with_sums_of_its_own_says_what_it_needs():
-    window = Window(decreasing(4), torch.ones(4, 1, dtype=torch.bool), torch.zeros(3))
-    with pytest.raises(ValueError, match="running sums"):
-        DynamicMemoryFusion(3, weighting="cov")._rule(window)
-
-
 def test_uncertainty_is_torchjds_but_for_the_common_half_and_learns_alike():
     ours, theirs = DynamicMemoryFusion(3, weighting="uncertainty"), UW(3)
     optimizers = [torch.optim.SGD(m.parameters(), lr=lr) for m, lr in ((ours, 0.1), (theirs, 0.2))]
@@ -115,7 +108,7 @@ def test_uncertainty_is_torchjds_but_for_the_common_half_and_learns_alike():
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
-    torch.testing.assert_close(ours.log_variance, theirs.log_var)
+    torch.testing.assert_close(ours.rule.log_variance, theirs.log_var)
     torch.testing.assert_close(ours.weights, (-theirs.log_var.detach()).softmax(0))
     assert not ours.weights.allclose(torch.full((3,), 1 / 3), atol=1e-3)
 
@@ -123,9 +116,9 @@ def test_uncertainty_is_torchjds_but_for_the_common_half_and_learns_alike():
 def test_uncertainty_state_travels_with_the_fusion():
     first, second = (DynamicMemoryFusion(2, weighting="uncertainty") for _ in range(2))
     with torch.no_grad():
-        first.log_variance.copy_(torch.tensor([0.3, -0.2]))
+        first.rule.log_variance.copy_(torch.tensor([0.3, -0.2]))
     second.load_state_dict_dmf(first.state_dict_dmf())
-    assert torch.equal(second.log_variance, first.log_variance)
+    assert torch.equal(second.rule.log_variance, first.rule.log_variance)
     second.reset()
     assert torch.equal(second.weights, torch.tensor([0.5, 0.5]))
 

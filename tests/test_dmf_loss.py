@@ -7,6 +7,9 @@ import torch
 from torch import nn
 
 from dmf_plugins import LOSSES, WEIGHTINGS, DMFConfig, DMFLoss
+from dmf_plugins.core import SettingsDiffer
+from dmf_plugins.core.weighting.softadapt import SoftAdapt
+from dmf_plugins.losses import DiceLoss
 
 from .test_losses import batch
 
@@ -144,6 +147,20 @@ def test_config_round_trip():
         (dict(auxiliary="cbdice"), KeyError, "did you mean 'cb_dice'"),
         (dict(losses=[{"alpha": 1}]), TypeError, "needs a 'type'"),
         (dict(losses=[{"type": "dice", "alpha": 1}]), TypeError, "loss 'dice'.*alpha"),
+        (dict(losses="ce"), ValueError, r"such as \['ce', 'dice'\]"),
+        (dict(losses={"ce": 1}), ValueError, "list of terms"),
+        (dict(losses=3), ValueError, "list of terms"),
+        (dict(losses=["ce", 3]), TypeError, "a loss is a name.* got 3"),
+        (dict(losses=["ce", DiceLoss]), TypeError, r"DiceLoss\(...\)"),
+        (dict(losses=[{"type": DiceLoss}]), TypeError, "'type' that is a name"),
+        (dict(auxiliary=""), TypeError, "for none at all write None"),
+        (dict(weighting=None), TypeError, "a weighting is a name.* got None"),
+        (dict(weighting=3), TypeError, "a weighting is a name.* got 3"),
+        (dict(weighting={"type": dict}), TypeError, "'type' that is a name"),
+        (dict(gamma0="5"), TypeError, "gamma0 must be a number"),
+        (dict(losses=[{"type": "dice", "ignore_index": 2}]), TypeError, "ignore_index is one for"),
+        (dict(auxiliary={"type": "dice", "mode": "sigmoid"}), TypeError, "mode is one for all"),
+        (dict(losses=["ce", DMFLoss()]), TypeError, "cannot be a term of another"),
         (dict(memory=3), TypeError, "unknown DMF option 'memory'"),
     ],
 )
@@ -161,3 +178,75 @@ def test_under_autocast_the_total_is_float32(dtype):
     assert total.dtype == torch.float32
     total.backward()
     assert conv.weight.grad.isfinite().all()
+
+
+def test_specs_are_stored_in_their_plainest_form():
+    loss = DMFLoss([{"type": "ce"}], None, {"type": "fixed"}, min_weight=0.1, initial_weights=[1])
+    assert loss.fusion.config.weighting == "fixed"
+    assert loss.fusion.config.losses == ("ce",)
+    assert loss.fusion.config.auxiliary is None
+    assert loss.settings["auxiliary"] is None
+    saved = DMFLoss(weighting="mad").state_dict_dmf()
+    DMFLoss(weighting={"type": "mad"}).load_state_dict_dmf(saved)
+
+
+def test_the_rule_is_built_once_per_loss(monkeypatch):
+    built = []
+    original = SoftAdapt.__init__
+    monkeypatch.setattr(
+        SoftAdapt, "__init__", lambda self, *a, **k: built.append(1) or original(self, *a, **k)
+    )
+    DMFLoss(weighting="softadapt")
+    assert len(built) == 1
+
+
+TERM_CHANGES = dict(
+    losses=["ce", "iou", "tversky"], auxiliary={"type": "cb_dice", "ratios": "image"},
+    include_background=False, batch_dice=False, smooth=1.0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", TERM_CHANGES)
+def test_other_settings_of_the_terms_are_refused_by_name(setting):
+    saved = DMFLoss(losses=["ce", "iou", sum_of_squares])
+    saved.load_state_dict_dmf(saved.state_dict_dmf())
+    other = {"losses": ["ce", "iou", sum_of_squares], setting: TERM_CHANGES[setting]}
+    if setting == "losses":
+        with pytest.raises(ValueError, match=r"losses.2='sum_of_squares' in .*, 'tversky' now"):
+            DMFLoss(**other).load_state_dict_dmf(saved.state_dict_dmf())
+        return
+    loss = DMFLoss(**other)
+    with pytest.raises(SettingsDiffer, match="in the saved run"):
+        loss.load_state_dict_dmf(saved.state_dict_dmf())
+    loss.load_state_dict_dmf(saved.state_dict_dmf(), resume="new")
+
+
+def sum_of_squares(logits, target):
+    return logits.square().sum()
+
+
+def test_one_line_describes_the_settings():
+    text = DMFLoss(["ce", "dice"], "tversky", {"type": "softadapt", "beta": 0.3}).describe()
+    for part in ("softadapt, beta=0.3", "ce, dice", "150 steps", "auxiliary tversky x 5 exp(-0.05"):
+        assert part in text
+    assert "no auxiliary" in DMFLoss(auxiliary=None).describe()
+
+
+def test_the_row_of_several_calls_is_their_mean_and_the_sum_of_their_totals():
+    torch.manual_seed(0)
+    loss = DMFLoss(memory_size=5, min_history=2)
+    batches = [(torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))) for _ in range(3)]
+    rows, totals = [], []
+    for number, one in enumerate(batches):
+        totals.append(loss(*one, amend=number > 0))
+        rows.append(torch.stack(tuple(loss.terms(*one).values)))
+    row = dict(zip(loss.columns, loss.last_row().tolist(), strict=True))
+    mean = torch.stack(rows).mean(dim=0)
+    assert row["value_iou"] == pytest.approx(mean[1].item())
+    assert row["auxiliary"] == pytest.approx(mean[3].item())
+    assert row["total"] == pytest.approx(sum(totals).item(), rel=1e-6)
+    assert loss.fusion.step == 1
+    loss(*batches[0])
+    factors = torch.cat((loss.weights, loss.last["gamma"][None]))
+    total = loss.terms(*batches[0]).values @ factors
+    torch.testing.assert_close(loss.last["total"], total)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmf_plugins import WEIGHTINGS, DMFConfig, DynamicMemoryFusion
-from dmf_plugins.core import Window
+from dmf_plugins.core import SettingsDiffer, Window
 
 from .oracle import Oracle
 
@@ -126,11 +126,12 @@ def test_ten_thousand_odd_histories_give_finite_normalised_weights(rule, seed):
 @given(order=st.permutations(range(20)))
 def test_score_does_not_depend_on_the_order_of_the_memory(rule, order):
     history = decreasing(20)
-    valid = torch.ones(20, 1, dtype=torch.bool)
-    prior = torch.full((3,), 1 / 3).log()
-    score = WEIGHTINGS[rule](Window(history, valid, prior))
-    shuffled = WEIGHTINGS[rule](Window(history[list(order)], valid, prior))
-    torch.testing.assert_close(shuffled, score, atol=1e-5, rtol=1e-5)
+    fusion = DynamicMemoryFusion(3, weighting=rule)
+
+    def score(rows):
+        return fusion.rule(Window(rows, torch.ones(20, 1, dtype=torch.bool), torch.tensor(20)))
+
+    torch.testing.assert_close(score(history[list(order)]), score(history), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rule", STATISTICAL)
@@ -317,26 +318,115 @@ def test_resume_is_bit_exact(rule, tmp_path):
 
 
 def test_state_is_not_in_the_ordinary_state_dict():
-    assert DynamicMemoryFusion(3).state_dict() == {}
+    assert DynamicMemoryFusion(3, weighting="bayesian").state_dict() == {}
 
 
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        (dict(names=("a", "b", "c"), memory_size=60), "memory_size=150"),
-        (dict(names=("a", "b")), "names"),
-        (dict(names=("b", "a", "c")), "names"),
-        (dict(names=("a", "b", "c"), weighting="mad"), "weighting"),
-    ],
-)
-def test_a_state_of_other_settings_is_refused_and_changes_nothing(other, message):
-    state = DynamicMemoryFusion(**other).state_dict_dmf()
+CHANGES = dict(
+    weighting="mad", memory_size=140, min_history=40, gamma0=50.0, decay_rate=0.1, decay_interval=7,
+    min_weight=0.1, weight_ema=0.5, initial_weights=[1, 2, 1], prior=[1, 2, 1],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", CHANGES)
+def test_every_other_setting_is_refused_by_name_and_taken_on_purpose(setting):
+    saved = DynamicMemoryFusion(3)
+    feed(saved, decreasing(60))
+    fusion = DynamicMemoryFusion(3, **{setting: CHANGES[setting]})
+    before = fusion.state_dict_dmf()
+    with pytest.raises(SettingsDiffer, match=f"{setting}=.* in the saved run, .* now") as error:
+        fusion.load_state_dict_dmf(saved.state_dict_dmf())
+    assert str(error.value).count("in the saved run") == 1
+    assert torch.equal(fusion.weights, before["weights"])
+    fusion.load_state_dict_dmf(saved.state_dict_dmf(), resume="new")
+    assert fusion.step == 60
+    assert torch.equal(fusion.weights, saved.weights)
+    after = feed(fusion, decreasing(3, seed=1))
+    assert after.isfinite().all()
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a", "c")])
+@pytest.mark.parametrize("resume", ["same", "new"])
+def test_a_state_of_other_terms_is_refused_and_changes_nothing(names, resume):
+    state = DynamicMemoryFusion(names).state_dict_dmf()
     fusion = DynamicMemoryFusion(("a", "b", "c"))
     feed(fusion, decreasing(60))
     before = fusion.weights
-    with pytest.raises(ValueError, match=message):
-        fusion.load_state_dict_dmf(state)
+    with pytest.raises(ValueError, match="names"):
+        fusion.load_state_dict_dmf(state, resume=resume)
     assert torch.equal(fusion.weights, before)
+
+
+def test_a_memory_may_shrink_and_grow_as_long_as_nothing_is_missing():
+    history = decreasing(40)
+    options = dict(min_history=5, weighting="mad")
+    saved = DynamicMemoryFusion(3, memory_size=20, **options)
+    feed(saved, history[:15])
+    for size in (10, 30):
+        fusion = DynamicMemoryFusion(3, memory_size=size, **options)
+        fusion.load_state_dict_dmf(saved.state_dict_dmf(), resume="new")
+        whole = DynamicMemoryFusion(3, memory_size=size, **options)
+        assert torch.equal(feed(fusion, history[15:]), feed(whole, history))
+    feed(saved, history[15:])
+    with pytest.raises(ValueError, match="cannot grow"):
+        DynamicMemoryFusion(3, memory_size=30, **options).load_state_dict_dmf(
+            saved.state_dict_dmf(), resume="new"
+        )
+
+
+@pytest.mark.parametrize("rule", ["variance", "bayesian"])
+def test_a_state_of_the_first_version_still_loads(rule):
+    fusion = DynamicMemoryFusion(3, weighting=rule, memory_size=20, min_history=5)
+    feed(fusion, decreasing(30))
+    state = fusion.state_dict_dmf()
+    prior = state.get("log_prior", fusion.weights.log())
+    first = {k: v for k, v in state.items() if k != "settings"}
+    first |= {"version": 1, "weighting": rule, "log_prior": prior}
+    again = DynamicMemoryFusion(3, weighting={"type": rule}, memory_size=20, min_history=5)
+    again.load_state_dict_dmf(first)
+    more = decreasing(10, seed=2)
+    assert torch.equal(feed(again, more), feed(fusion, more))
+    with pytest.raises(SettingsDiffer, match="memory_size=20"):
+        DynamicMemoryFusion(3, weighting=rule).load_state_dict_dmf(first)
+
+
+def test_calls_of_one_step_are_one_record_of_their_mean():
+    history = decreasing(30)
+    options = dict(weighting="bayesian", memory_size=12, min_history=3, decay_interval=1)
+    one, several = DynamicMemoryFusion(3, **options), DynamicMemoryFusion(3, **options)
+    for values in history:
+        gamma = several.gamma
+        several(2 * values, 1.0)
+        assert several.fuse(0 * values, amend=True)[2] == gamma
+        several(values, amend=True)
+        one(values)
+        assert torch.equal(several.gamma, one.gamma)
+        torch.testing.assert_close(several.weights, one.weights)
+    assert several.step == one.step == 30
+    torch.testing.assert_close(several.state_dict_dmf()["history"], one.state_dict_dmf()["history"])
+
+
+def test_calls_of_a_step_that_are_not_finite_leave_its_mean_alone():
+    fusion = DynamicMemoryFusion(2, memory_size=4, min_history=2)
+    fusion(torch.tensor([torch.nan, 1.0]))
+    assert (fusion.step, fusion.skipped) == (0, 1)
+    fusion(torch.tensor([1.0, 3.0]), amend=True)
+    fusion(torch.tensor([torch.inf, 1.0]), amend=True)
+    fusion(torch.tensor([3.0, 5.0]), amend=True)
+    assert (fusion.step, fusion.skipped) == (1, 1)
+    assert torch.equal(fusion.state_dict_dmf()["history"][-1], torch.tensor([2.0, 4.0]))
+    with pytest.raises(RuntimeError, match="no call has begun"):
+        DynamicMemoryFusion(2)(torch.ones(2), amend=True)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_persistent_state_travels_in_the_state_dict(rule):
+    options = dict(weighting=rule, memory_size=12, min_history=4, persistent=True)
+    history = decreasing(30)
+    whole, second = DynamicMemoryFusion(3, **options), DynamicMemoryFusion(3, **options)
+    feed(whole, history[:20])
+    second.load_state_dict(whole.state_dict())
+    assert torch.equal(feed(second, history[20:]), feed(whole, history[20:]))
+    assert second.step == 30
 
 
 def test_a_damaged_state_is_refused():

@@ -329,7 +329,7 @@ def test_learned_weights_are_in_the_optimizer_the_log_and_the_checkpoint(config)
     loss = "model.decode_head.loss_decode"
     whole = config("whole", **{f"{loss}.weighting": "uncertainty", "train_cfg.max_epochs": 2})
     runner = train(whole)
-    learned = loss_of(runner).dmf.fusion.log_variance.detach()
+    learned = loss_of(runner).dmf.fusion.rule.log_variance.detach()
     assert (learned != 0).all()  # Adam moved every one
     log = table(whole)
     torch.testing.assert_close(
@@ -345,7 +345,7 @@ def test_learned_weights_are_in_the_optimizer_the_log_and_the_checkpoint(config)
         resume=True,
         load_from=str(Path(whole.work_dir) / "epoch_1.pth"),
     )
-    again = loss_of(train(resumed)).dmf.fusion.log_variance.detach()
+    again = loss_of(train(resumed)).dmf.fusion.rule.log_variance.detach()
     assert torch.equal(again, checkpoint["dmf"]["decode_head.loss_decode"]["log_variance"])
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dmf_plugins.core.weighting import WeightingSpec, build_rule
+from dmf_plugins.core.spec import LossSpec, Spec, canonical
+from dmf_plugins.core.weighting import check_rule
 from dmf_plugins.registry import did_you_mean
-
-LossSpec = str | Mapping[str, Any] | Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -31,15 +30,18 @@ class DMFConfig:
         min_weight: lower bound of every adapted weight, ``w <- min_weight + (1 - N min_weight) w``.
         weight_ema: beta of ``w_t <- beta * w_(t-1) + (1 - beta) * w``; None is no smoothing.
 
+    A dict without options is stored as its name: ``{"type": "mad"}`` is ``"mad"``.
+
     Raises:
         ValueError: a value is out of range, or two settings contradict each other.
         KeyError: ``weighting`` is not registered.
-        TypeError: a key given to :meth:`from_dict`, or an option of the weighting, does not exist.
+        TypeError: a term or rule is given as something else than the above, or an option given to
+            :meth:`from_dict` or to the rule does not exist.
     """
 
     losses: Sequence[LossSpec] = ("ce", "iou", "dice")
     auxiliary: LossSpec | None = "cb_dice"
-    weighting: WeightingSpec = "variance"
+    weighting: Spec = "variance"
     memory_size: int = 150
     min_history: int = 50
     initial_weights: Sequence[float] | None = None
@@ -60,9 +62,11 @@ class DMFConfig:
         return cls(**options)
 
     def __post_init__(self) -> None:
-        if not self.losses or isinstance(self.losses, (str, Mapping)):
-            raise ValueError(f"losses must be a non-empty list of terms, got {self.losses!r}")
-        rule = build_rule(self.weighting)
+        self._set("losses", canonical_losses(self.losses))
+        if self.auxiliary is not None:
+            self._set("auxiliary", _term(self.auxiliary))
+        self._set("weighting", canonical(self.weighting, "weighting"))
+        check_rule(self.weighting)
         for name in ("memory_size", "min_history", "decay_interval"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -73,30 +77,21 @@ class DMFConfig:
                 "weights would never adapt; lower min_history or raise memory_size"
             )
         for name in ("gamma0", "decay_rate"):
-            value = getattr(self, name)
+            value = self._number(name)
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} must be finite and not negative, got {value!r}")
-        if self.weight_ema is not None and not 0 <= self.weight_ema < 1:
+        self._check_weights(len(self.losses))
+
+    def _check_weights(self, n: int) -> None:
+        if self.weight_ema is not None and not 0 <= self._number("weight_ema") < 1:
             raise ValueError(f"weight_ema must lie in [0, 1), got {self.weight_ema!r}")
-        n = len(self.losses)
-        if not 0 <= self.min_weight <= 1 / n:
+        if not 0 <= self._number("min_weight") <= 1 / n:
             raise ValueError(
                 f"min_weight must lie in [0, 1/{n}] for {n} losses, got {self.min_weight!r}"
             )
-        if self.prior is not None and min(self._distribution("prior", n)) == 0:
-            raise ValueError(f"prior must be positive for every loss, got {list(self.prior)}")
-        self._check_initial(n, learned=getattr(rule, "learned", False))
-
-    def _check_initial(self, n: int, learned: bool) -> None:
+        if min(self.prior_distribution(n)) == 0:
+            raise ValueError(f"prior must be positive for every loss, got {self.prior}")
         initial = self.initial_distribution(n)
-        if learned and (self.min_weight > 0 or self.weight_ema is not None):
-            raise ValueError(
-                f"{self.weighting!r} weights are learned: min_weight and weight_ema do not apply"
-            )
-        if learned and min(initial) == 0:
-            raise ValueError(
-                f"initial_weights must be positive for {self.weighting!r}, got {initial}"
-            )
         if self.weighting != "fixed" and min(initial) < self.min_weight - 1e-9:
             raise ValueError(
                 f"initial_weights {[round(w, 4) for w in initial]} fall below "
@@ -121,3 +116,32 @@ class DMFConfig:
         if any(not math.isfinite(v) or v < 0 for v in values) or sum(values) <= 0:
             raise ValueError(f"{name} must be finite, not negative and not all zero, got {values}")
         return [value / sum(values) for value in values]
+
+    def _number(self, name: str) -> float:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+        return value
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+
+def canonical_losses(losses: object) -> tuple[LossSpec, ...]:
+    """A list of terms in canonical form.
+
+    Raises:
+        ValueError: it is empty or no list.
+        TypeError: an entry is no term.
+    """
+    if isinstance(losses, (str, Mapping)) or not isinstance(losses, Sequence) or not losses:
+        raise ValueError(
+            f"losses must be a non-empty list of terms, such as ['ce', 'dice']; got {losses!r}"
+        )
+    return tuple(_term(spec) for spec in losses)
+
+
+def _term(spec: object) -> LossSpec:
+    if isinstance(spec, type):
+        raise TypeError(f"a loss given as a class must be made first: {spec.__name__}(...)")
+    return spec if callable(spec) else canonical(spec, "loss")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,21 +11,11 @@ from torch import Tensor, nn
 
 from dmf_plugins.core.config import DMFConfig
 from dmf_plugins.core.schedule import auxiliary_factor
-from dmf_plugins.core.weighting import CarryingRule, Window, build_rule
+from dmf_plugins.core.spec import flatten
+from dmf_plugins.core.state import Resume, pack, unpack
+from dmf_plugins.core.weighting import Rule, Window, build_rule, rule_settings
 
-STATE_VERSION = 1
-
-
-@dataclass(frozen=True)
-class StateField:
-    """One buffer of the fusion: its value after :meth:`DynamicMemoryFusion.reset`.
-
-    Every field is equal on all ranks by construction (it is computed from the all-reduced losses),
-    so none needs a reduction when a checkpoint is written.
-    """
-
-    name: str
-    reset: Tensor
+Call = tuple[Tensor, Tensor, Tensor]
 
 
 class DynamicMemoryFusion(nn.Module):
@@ -42,11 +31,13 @@ class DynamicMemoryFusion(nn.Module):
     in :attr:`skipped`; its total is still returned. Under ``torch.distributed`` the recorded values
     are the mean over the ranks whose values are usable, so the weights are equal on every rank.
 
-    A learned rule (``uncertainty``) has a parameter ``log_variance`` ``[N]`` for the optimizer, and its
-    own total: ``sum_i exp(-log_variance_i) L_i + log_variance_i + gamma * L_a``.
+    A learned rule (``uncertainty``) has parameters for the optimizer, in :attr:`rule`, and its own
+    total: ``sum_i exp(-log_variance_i) L_i + log_variance_i + gamma * L_a``.
 
     Args:
         names: names of the N terms, or N.
+        persistent: keep the memory in ``state_dict()``, for a training loop that saves no more than
+            that. Off, it travels by :meth:`state_dict_dmf` alone.
         **options: fields of :class:`DMFConfig` other than ``losses`` and ``auxiliary``.
 
     Shape:
@@ -58,65 +49,82 @@ class DynamicMemoryFusion(nn.Module):
         ValueError: names repeat, losses have another length or other names, or an option is invalid.
 
     Example:
+        >>> import torch
         >>> fusion = DynamicMemoryFusion(("ce", "dice"), weighting="mad", min_history=20)
-        >>> total = fusion({"ce": ce, "dice": dice}, auxiliary=tversky)
+        >>> ce, dice, tversky = torch.tensor(0.7), torch.tensor(0.4), torch.tensor(0.2)
+        >>> fusion({"ce": ce, "dice": dice}, auxiliary=tversky)
+        tensor(1.5500)
     """
 
-    def __init__(self, names: Sequence[str] | int, **options: Any) -> None:
+    _history: Tensor
+    _weights: Tensor
+    _step: Tensor
+    _skipped: Tensor
+    _age: Tensor
+
+    def __init__(
+        self, names: Sequence[str] | int, *, persistent: bool = False, **options: Any
+    ) -> None:
         super().__init__()
         if isinstance(names, int):
             names = tuple(f"term{i}" for i in range(names))
-        self.names = tuple(names)
-        if len(set(self.names)) != len(self.names):
-            raise ValueError(f"names must differ from each other, got {list(self.names)}")
         for reserved in ("losses", "auxiliary"):
             if reserved in options:
                 raise TypeError(f"{reserved!r} is an option of DMFLoss, not of the fusion")
-        self.config = DMFConfig.from_dict({**options, "losses": self.names})
-        self._rule = build_rule(self.config.weighting)
-        self.log_variance: nn.Parameter | None = None
-        for field in self._state_fields():
-            if field.name == "log_variance":
-                self.log_variance = nn.Parameter(field.reset)
+        self._build(tuple(names), DMFConfig.from_dict({**options, "losses": names}), persistent)
+
+    @classmethod
+    def from_config(
+        cls, names: Sequence[str], config: DMFConfig, *, persistent: bool = False
+    ) -> DynamicMemoryFusion:
+        """Build from a config whose ``losses`` are the terms called ``names``."""
+        fusion = cls.__new__(cls)
+        nn.Module.__init__(fusion)
+        fusion._build(tuple(names), config, persistent)
+        return fusion
+
+    def _build(self, names: tuple[str, ...], config: DMFConfig, persistent: bool) -> None:
+        if len(set(names)) != len(names):
+            raise ValueError(f"names must differ from each other, got {list(names)}")
+        self.names = names
+        self.config = config
+        self.rule = build_rule(config.weighting)
+        for owner, name, value in self._initial():
+            if isinstance(value, nn.Parameter):
+                owner.register_parameter(name, value)
             else:
-                self.register_buffer(field.name, field.reset, persistent=False)
+                owner.register_buffer(name, value, persistent=persistent)
+        age = torch.arange(config.memory_size, 0, -1)[:, None]
+        self.register_buffer("_age", age, persistent=False)
+        self._before: list[Tensor] = []
+        self._calls: list[Call] = []
+
+    def _initial(self) -> list[tuple[nn.Module, str, Tensor]]:
+        """Owner, attribute and initial value of everything that is remembered."""
+        n, config = len(self.names), self.config
+        mine = {
+            "_history": torch.zeros(config.memory_size, n),
+            "_weights": torch.tensor(config.initial_distribution(n), dtype=torch.float32),
+            "_step": torch.zeros((), dtype=torch.int64),
+            "_skipped": torch.zeros((), dtype=torch.int64),
+        }
+        rules = self.rule.initial_state(config)
+        return [(self, *item) for item in mine.items()] + [
+            (self.rule, *item) for item in rules.items()
+        ]
 
     @property
     def learned(self) -> bool:
         """Whether the weights are a parameter that an optimizer must be given."""
-        return getattr(self._rule, "learned", False)
-
-    def _state_fields(self) -> list[StateField]:
-        n, config = len(self.names), self.config
-        initial = torch.tensor(config.initial_distribution(n), dtype=torch.float32)
-        prior = torch.tensor(config.prior_distribution(n), dtype=torch.float32)
-        fields = [
-            StateField("_history", torch.zeros(config.memory_size, n)),
-            StateField("_weights", initial),
-            StateField("_log_prior", prior.log()),
-            StateField("_step", torch.zeros((), dtype=torch.int64)),
-            StateField("_skipped", torch.zeros((), dtype=torch.int64)),
-        ]
-        if isinstance(self._rule, CarryingRule):
-            fields.append(StateField("_carry", torch.zeros(self._rule.carry_rows, n)))
-        if self.learned:
-            # equal weights start at factor 1, as in Kendall's total
-            fields.append(StateField("log_variance", -(n * initial).log()))
-        return fields
-
-    _history: Tensor
-    _weights: Tensor
-    _log_prior: Tensor
-    _step: Tensor
-    _skipped: Tensor
-    _carry: Tensor
+        return next(self.rule.parameters(), None) is not None
 
     @property
     def weights(self) -> Tensor:
         """Current weights, ``Tensor[N]`` float32 summing to 1; a copy."""
-        if self.log_variance is not None:
-            return (-self.log_variance.detach()).softmax(dim=0)
-        return self._weights.clone()
+        if not self.learned:
+            return self._weights.clone()
+        factors = self.rule.factors(self._weights).detach()
+        return factors / factors.sum()
 
     @property
     def gamma(self) -> Tensor:
@@ -131,14 +139,17 @@ class DynamicMemoryFusion(nn.Module):
 
     @property
     def skipped(self) -> Tensor:
-        """Number of steps not recorded because a term was inf or NaN, 0-d int64; a copy."""
+        """Number of steps in which a term was inf or NaN somewhere, 0-d int64; a copy."""
         return self._skipped.clone()
 
     def reset(self) -> None:
         """Forget everything: empty memory, initial weights, step 0."""
-        with torch.no_grad():
-            for field in self._state_fields():
-                getattr(self, field.name).copy_(field.reset)
+        self._put([value for _, _, value in self._initial()])
+
+    @torch.no_grad()
+    def _put(self, values: Sequence[Tensor]) -> None:
+        for (owner, name, _), value in zip(self._initial(), values, strict=True):
+            getattr(owner, name).copy_(value)
 
     def forward(
         self,
@@ -146,6 +157,7 @@ class DynamicMemoryFusion(nn.Module):
         auxiliary: Tensor | float | None = None,
         *,
         record: Tensor | None = None,
+        amend: bool = False,
     ) -> Tensor:
         """Total loss of one step (Eq. 1).
 
@@ -154,22 +166,39 @@ class DynamicMemoryFusion(nn.Module):
             auxiliary: raw value of the auxiliary term.
             record: 0-d bool tensor; False keeps this rank's values out of the memory (a batch
                 without a labelled pixel). None records.
+            amend: these values belong to the step of the call before (a network that calls its
+                loss several times per iteration): the memory holds the mean of the calls, and step
+                and gamma do not move again.
         """
         values = self._stack(losses)
+        if auxiliary is not None:
+            extra = torch.as_tensor(auxiliary, device=values.device).to(values.dtype)
+            values = torch.cat((values, extra.reshape(1)))
+        return self.fuse(values, record, amend=amend)[0]
+
+    def fuse(
+        self, values: Tensor, record: Tensor | None = None, *, amend: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Total, weights ``[N]`` and gamma of one step, from ``[N]`` or, with an auxiliary term,
+        ``[N + 1]`` values. Arguments: :meth:`forward`.
+        """
+        if amend and self.training:
+            self._take_back()
         gamma = self.gamma
         if self.training:
-            self._record(values.detach(), record)
-        if self.log_variance is None:
-            factors = self._weights.clone().to(values.dtype)
-        else:
-            factors = (-self.log_variance).exp().to(values.dtype)
+            with torch.autocast(values.device.type, enabled=False):
+                self._record(values.detach()[: len(self.names)].float(), record, amend)
+        weights = self._weights
+        factors = self.rule.factors(weights)
+        if len(values) > len(self.names):
+            factors = torch.cat((factors, gamma[None]))
         # a term of weight zero must not turn inf into NaN
-        total = torch.where(factors > 0, factors * values, 0.0).sum()
-        if self.log_variance is not None:
-            total = total + self.log_variance.sum()
-        if auxiliary is not None:
-            total = total + gamma.to(values.dtype) * torch.as_tensor(auxiliary).reshape(())
-        return total
+        factors = factors.to(values.dtype)
+        total = (factors * torch.where(factors > 0, values, 0.0)).sum()
+        penalty = self.rule.penalty()
+        if penalty is not None:
+            total, weights = total + penalty, self.weights
+        return total, weights, gamma
 
     def _stack(self, losses: Tensor | Mapping[str, Tensor | float]) -> Tensor:
         if isinstance(losses, Mapping):
@@ -183,116 +212,116 @@ class DynamicMemoryFusion(nn.Module):
         return losses if losses.dtype == torch.float64 else losses.float()
 
     @torch.no_grad()
-    def _record(self, values: Tensor, record: Tensor | None) -> None:
-        values, usable, broken = self._reduce(values.float(), record)
+    def _record(self, values: Tensor, record: Tensor | None, amend: bool) -> None:
+        call = self._reduce(values, record)
+        if amend:
+            self._calls = [*self._calls, call]
+            call = _mean(self._calls)
+        else:
+            self._before, self._calls = self._states(), [call]
+        values, usable, broken = call
+        # tensors are replaced, never changed in place: what the step began with is still there
         shifted = torch.cat((self._history[1:], values[None]))
-        self._history.copy_(torch.where(usable, shifted, self._history))
-        step = self._step + usable
-        carry = None
-        if isinstance(self._rule, CarryingRule):
-            carry = torch.where(
-                usable, self._rule.update(self._window(step, self._carry)), self._carry
-            )
-            self._carry.copy_(carry)
-        weights, log_prior = self._adapt(self._window(step, carry))
-        self._weights.copy_(torch.where(usable, weights, self._weights))
-        self._log_prior.copy_(torch.where(usable, log_prior, self._log_prior))
-        self._step.copy_(step)
-        self._skipped.add_(broken)
+        self._history = torch.where(usable, shifted, self._history)
+        self._step = self._step + usable
+        self._skipped = self._skipped + broken
+        if self.rule.adapts:
+            self._adapt(usable)
 
-    def _reduce(self, values: Tensor, record: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _states(self) -> list[Tensor]:
+        return [
+            *(self._history, self._weights, self._step, self._skipped),
+            *(state for state in self.rule._buffers.values() if state is not None),
+        ]
+
+    def _take_back(self) -> None:
+        """Return to where the last call began."""
+        if not self._calls:
+            raise RuntimeError("amend=True continues a step, but no call has begun one")
+        self._history, self._weights, self._step, self._skipped, *rules = self._before
+        for name, value in zip(self.rule._buffers, rules, strict=True):
+            setattr(self.rule, name, value)
+
+    def _reduce(self, values: Tensor, record: Tensor | None) -> Call:
         """Mean over ranks, whether to record it, and whether some rank was not finite."""
-        finite = values.isfinite().all()
-        wanted = torch.ones_like(finite) if record is None else record.to(finite)
-        usable, broken = finite & wanted, ~finite & wanted
-        values = torch.where(usable, values, 0.0)
+        usable = torch.linalg.vector_norm(values, torch.inf) < torch.inf
+        broken = ~usable
+        if record is not None:
+            usable, broken = usable & record, broken & record
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             # every rank always takes part, whatever its batch held, so that none can wait alone
+            values = torch.where(usable, values, 0.0)
             message = torch.cat((values, torch.stack((usable, broken)).to(values)))
             dist.all_reduce(message)
             values = message[:-2] / message[-2].clamp_min(1)
             usable, broken = message[-2] > 0, message[-1] > 0
         return values, usable, broken
 
-    def _window(self, step: Tensor, carry: Tensor | None) -> Window:
-        """The memory after ``step`` recorded steps, as a rule sees it."""
-        age = torch.arange(self.config.memory_size, 0, -1, device=step.device)
-        return Window(self._history, (age <= step)[:, None], self._log_prior, step, carry)
-
-    def _adapt(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Weights and log posterior the rule draws from the memory (Eq. 3-8)."""
-        config = self.config
-        score = self._rule(window)
-        posterior = score.log_softmax(dim=0)
-        weights = posterior.exp()
+    def _adapt(self, usable: Tensor) -> None:
+        """Weights the rule draws from the memory (Eq. 3-8)."""
+        config, rule = self.config, self.rule
+        window = Window(self._history, self._age <= self._step, self._step)
+        if type(rule).update is not Rule.update:
+            self._change(usable, rule.update, window)
+        score = rule(window)
+        weights = score.softmax(dim=0)
         if config.min_weight > 0:
             weights = config.min_weight + (1 - len(self.names) * config.min_weight) * weights
-            posterior = weights.log()
+        # scores that tell nothing make every entry NaN
+        adapt = usable & (self._step >= config.min_history) & weights.eq(weights)
+        if type(rule).adapted is not Rule.adapted:
+            logs = score.log_softmax(dim=0) if config.min_weight == 0 else weights.log()
+            self._change(adapt, rule.adapted, logs)
         if config.weight_ema is not None:
             weights = config.weight_ema * self._weights + (1 - config.weight_ema) * weights
-        adapt = (window.steps() >= config.min_history) & weights.isfinite().all()
-        return (
-            torch.where(adapt, weights / weights.sum(), self._weights),
-            torch.where(adapt, posterior, self._log_prior),
-        )
+            weights = weights / weights.sum()
+        self._weights = torch.where(adapt, weights, self._weights)
+
+    def _change(self, kept: Tensor, change: Callable[[Any], None], note: Any) -> None:
+        """Let the rule change its state, and take that back where ``kept`` is False."""
+        before = {name: state for name, state in self.rule._buffers.items() if state is not None}
+        change(note)
+        for name, old in before.items():
+            setattr(self.rule, name, torch.where(kept, getattr(self.rule, name), old))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting of the fusion, flat, with plain values."""
+        config, n = self.config, len(self.names)
+        numbers = ("memory_size", "min_history", "gamma0", "decay_rate", "decay_interval")
+        return {
+            **flatten("weighting", config.weighting, rule_settings(config.weighting)),
+            **{name: getattr(config, name) for name in (*numbers, "min_weight", "weight_ema")},
+            "initial_weights": config.initial_distribution(n),
+            "prior": config.prior_distribution(n),
+        }
 
     def state_dict_dmf(self) -> dict[str, Any]:
         """Everything needed to continue bit-exactly, as plain CPU tensors, numbers and strings."""
-        state = {
-            field.name.lstrip("_"): getattr(self, field.name).detach().cpu().clone()
-            for field in self._state_fields()
-        }
-        return {
-            "version": STATE_VERSION,
-            "names": list(self.names),
-            "weighting": self._weighting,
-            **state,
-        }
+        tensors = {name.lstrip("_"): getattr(owner, name) for owner, name, _ in self._initial()}
+        return pack(self.names, self.settings, tensors)
 
-    def load_state_dict_dmf(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict_dmf(self, state: Mapping[str, Any], resume: Resume = "same") -> None:
         """Continue from :meth:`state_dict_dmf`; on an error the fusion is left as it was.
 
-        Raises:
-            ValueError: the state is of another version, rule, memory size, number or order of
-                terms, lacks an entry, or holds values that are not finite.
-        """
-        if not isinstance(state, Mapping) or state.get("version") != STATE_VERSION:
-            raise ValueError(f"not a DMF state of version {STATE_VERSION}: {_summary(state)}")
-        for key, mine in (("names", list(self.names)), ("weighting", self._weighting)):
-            if state.get(key) != mine:
-                raise ValueError(
-                    f"the DMF state was saved with {key}={state.get(key)!r}, this fusion has {mine!r}; "
-                    "use the settings of the saved run, or reset() to start afresh"
-                )
-        loaded = {}
-        for field in self._state_fields():
-            key = field.name.lstrip("_")
-            value = state.get(key)
-            if not isinstance(value, Tensor) or value.dtype != field.reset.dtype:
-                raise ValueError(f"the DMF state lacks {key!r} as a {field.reset.dtype} tensor")
-            if value.shape != field.reset.shape:
-                raise ValueError(
-                    f"the DMF state has {key} of shape {tuple(value.shape)}, this fusion "
-                    f"{tuple(field.reset.shape)} (memory_size={self.config.memory_size}, "
-                    f"{len(self.names)} losses); use the settings of the saved run, or reset()"
-                )
-            if value.isnan().any():
-                raise ValueError(f"the DMF state holds NaN in {key}")
-            loaded[field.name] = value
-        with torch.no_grad():
-            for name, value in loaded.items():
-                getattr(self, name).copy_(value)
+        Args:
+            state: the saved state; also one of version 0.1.0.
+            resume: ``same`` refuses a state of other settings; ``new`` takes memory, step and weights
+                and goes on with the settings of this fusion.
 
-    @property
-    def _weighting(self) -> str | dict[str, Any]:
-        """The rule's name, or its dict, as plain data for a checkpoint."""
-        spec = self.config.weighting
-        return spec if isinstance(spec, str) else dict(spec)
+        Raises:
+            SettingsDiffer: a setting has another value; the message names each with both.
+            ValueError: the state is of another version or other terms, lacks an entry, or holds
+                values that are not finite.
+        """
+        initial = {name.lstrip("_"): value for _, name, value in self._initial()}
+        tensors = unpack(state, self.names, self.settings, initial, resume)
+        self._put([tensors[name] for name in initial])
 
     def extra_repr(self) -> str:
         config = self.config
         parts = [
-            f"names={self.names}, weighting={self._weighting!r}",
+            f"names={self.names}, weighting={config.weighting!r}",
             f"memory_size={config.memory_size}, min_history={config.min_history}",
             f"gamma0={config.gamma0}, decay_rate={config.decay_rate}",
             f"decay_interval={config.decay_interval}",
@@ -304,9 +333,8 @@ class DynamicMemoryFusion(nn.Module):
         return ", ".join(parts)
 
 
-def _summary(state: object) -> str:
-    return (
-        f"keys {sorted(map(str, state))[:8]}"
-        if isinstance(state, Mapping)
-        else f"a {type(state).__name__}"
-    )
+def _mean(calls: Sequence[Call]) -> Call:
+    """One call in the place of those of a step: the mean of what is usable."""
+    values = torch.stack([torch.where(usable, value, 0.0) for value, usable, _ in calls])
+    usable, broken = (torch.stack([call[i] for call in calls]) for i in (1, 2))
+    return values.sum(dim=0) / usable.sum().clamp_min(1), usable.any(), broken.any()

@@ -10,7 +10,7 @@ EPS = 1e-7
 
 def symlog(history: Tensor) -> Tensor:
     """Symmetric logarithm, ``sign(h) * log(1 + |h|)`` (Eq. 10)."""
-    return history.sign() * history.abs().log1p()
+    return history.abs().log1p().copysign(history)
 
 
 def minmax(history: Tensor, valid: Tensor, eps: float = EPS) -> Tensor:
@@ -18,14 +18,14 @@ def minmax(history: Tensor, valid: Tensor, eps: float = EPS) -> Tensor:
 
     Args:
         history: ``[M, N]`` values.
-        valid: ``[M, 1]`` bool, True for rows that hold a recorded step.
+        valid: ``[M, 1]`` bool, True for rows that hold a recorded step; the last one does.
         eps: added to the range, so that a constant column becomes zeros rather than NaN.
 
     Returns:
         ``[M, N]``, zero in rows that are not valid.
     """
-    low = torch.where(valid, history, torch.inf).amin(dim=0)
-    high = torch.where(valid, history, -torch.inf).amax(dim=0)
+    # a valid row in the place of the others leaves minimum and maximum alone
+    low, high = torch.where(valid, history, history[-1]).aminmax(dim=0)
     return torch.where(valid, (history - low) / (high - low + eps), 0.0)
 
 

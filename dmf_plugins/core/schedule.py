@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -18,5 +17,5 @@ def auxiliary_factor(step: Tensor, gamma0: float, decay_rate: float, decay_inter
     Returns:
         0-d float32 tensor on the device of ``step``.
     """
-    t = torch.div(step, decay_interval, rounding_mode="floor")
-    return gamma0 * torch.exp(-decay_rate * t.to(torch.float32))
+    t = step // decay_interval
+    return (t * -decay_rate).exp() * gamma0

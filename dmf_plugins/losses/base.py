@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dmf_plugins.core.spec import plain
 from dmf_plugins.losses.statistics import Mode, SegmentationStatistics
 from dmf_plugins.registry import Registry
 
@@ -43,13 +44,15 @@ class SegmentationLoss(nn.Module):
         """The term from shared statistics; zero, with a graph, when every pixel is ignored."""
         raise NotImplementedError(f"{type(self).__name__} must define compute(statistics)")
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Option -> value of everything that changes the term."""
+        own = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        own.pop("training")
+        return {**own, **self._buffers}
+
     def extra_repr(self) -> str:
-        skip = {"training"}
-        return ", ".join(
-            f"{key}={value!r}"
-            for key, value in vars(self).items()
-            if not key.startswith("_") and key not in skip
-        )
+        return ", ".join(f"{key}={plain(value)!r}" for key, value in self.settings.items())
 
 
 LOSSES: Registry[Any] = Registry("loss")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dmf_plugins.core.config import DMFConfig, LossSpec
+from dmf_plugins.core.config import DMFConfig
 from dmf_plugins.core.fusion import DynamicMemoryFusion
-from dmf_plugins.core.weighting import WeightingSpec
+from dmf_plugins.core.spec import LossSpec, Spec, flatten, plain, split
+from dmf_plugins.core.state import Resume, compare
 from dmf_plugins.losses.base import LOSSES, SegmentationLoss
 from dmf_plugins.losses.overlap import OverlapLoss
 from dmf_plugins.losses.statistics import Mode, SegmentationStatistics
+
+_SHARED = ("ignore_index", "mode")
 
 
 class ForeignLoss(nn.Module):
@@ -28,10 +32,10 @@ class ForeignLoss(nn.Module):
 
 
 class Terms(NamedTuple):
-    """Raw values of one batch: base terms ``[N]``, auxiliary 0-d or None, whether to record."""
+    """Raw values of one batch: ``[N]``, or ``[N + 1]`` with the auxiliary term last; and whether to
+    record them (0-d bool; None: yes)."""
 
     values: Tensor
-    auxiliary: Tensor | None
     record: Tensor | None
 
 
@@ -49,6 +53,8 @@ class DMFLoss(nn.Module):
         include_background, batch_dice, smooth: defaults for the region terms
             (:class:`~dmf_plugins.losses.overlap.OverlapLoss`); a term's own dict wins.
         mode: ``auto``, ``softmax`` or ``sigmoid``.
+        persistent: keep the memory in ``state_dict()``, for a training loop that saves and loads
+            the loss like any module.
         **fusion: further options of :class:`~dmf_plugins.core.DMFConfig`.
 
     Shape:
@@ -62,38 +68,41 @@ class DMFLoss(nn.Module):
 
     Attributes:
         fusion: the :class:`~dmf_plugins.core.DynamicMemoryFusion`.
-        last: detached tensors of the last call, still on the device: ``terms`` ``[N]``,
+        last: detached tensors of the last step, still on the device: ``terms`` ``[N]``,
             ``weights`` ``[N]``, ``gamma``, ``total``, and ``auxiliary`` where there is one.
-            Empty before the first call.
+            Empty before the first call. Of several calls per step: the mean of the terms, the sum
+            of the totals.
 
     Raises:
         ValueError, KeyError, TypeError: an option or a term is invalid; the message says which.
 
     Example:
+        >>> import torch
         >>> loss = DMFLoss(losses=("ce", {"type": "tversky", "alpha": 0.3, "beta": 0.7}),
         ...                auxiliary="cb_dice", weighting="mad", ignore_index=255)
-        >>> loss(logits, target).backward()
+        >>> logits = torch.randn(2, 3, 16, 16, requires_grad=True)
+        >>> loss(logits, torch.randint(0, 3, (2, 16, 16))).backward()
     """
 
     def __init__(
         self,
         losses: Sequence[LossSpec] = ("ce", "iou", "dice"),
         auxiliary: LossSpec | None = "cb_dice",
-        weighting: WeightingSpec = "variance",
+        weighting: Spec = "variance",
         *,
         ignore_index: int | None = None,
         include_background: bool = True,
         batch_dice: bool = True,
         smooth: float = 1e-5,
         mode: Mode = "auto",
+        persistent: bool = False,
         **fusion: Any,
     ) -> None:
         super().__init__()
+        given = {**fusion, "losses": losses, "auxiliary": auxiliary, "weighting": weighting}
+        config = DMFConfig.from_dict(given)
         self.ignore_index = ignore_index
         self.mode = mode
-        DMFConfig.from_dict(
-            {**fusion, "losses": losses, "auxiliary": auxiliary, "weighting": weighting}
-        )
         overlap = {
             "include_background": include_background,
             "batch_dice": batch_dice,
@@ -101,18 +110,22 @@ class DMFLoss(nn.Module):
         }
         names: list[str] = []
         self.losses = nn.ModuleList()
-        for spec in losses:
+        for spec in config.losses:
             name, term = build_term(spec, overlap)
             names.append(_unique(name, names))
             self.losses.append(term)
-        self.auxiliary = None if auxiliary is None else build_term(auxiliary, overlap)[1]
-        self.fusion = DynamicMemoryFusion(names, weighting=weighting, **fusion)
+        self.auxiliary = None
+        if config.auxiliary is not None:
+            self.auxiliary = build_term(config.auxiliary, overlap)[1]
+        self.fusion = DynamicMemoryFusion.from_config(names, config, persistent=persistent)
         self.last: dict[str, Tensor] = {}
+        self._step_calls: list[tuple[Tensor, Tensor]] = []
 
     @classmethod
     def from_config(cls, config: DMFConfig, **options: Any) -> DMFLoss:
         """Build from a :class:`DMFConfig` and the loss options that are not part of it."""
-        return cls(**{**vars(config), **options})
+        given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        return cls(**{**given, **options})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -124,8 +137,14 @@ class DMFLoss(nn.Module):
         """Current weights, ``Tensor[N]``."""
         return self.fusion.weights
 
+    @property
+    def columns(self) -> list[str]:
+        """Names of the entries of :meth:`last_row`."""
+        heads = [f"{kind}_{name}" for kind in ("value", "weight") for name in self.names]
+        return [*heads, "auxiliary", "gamma", "total"]
+
     def last_row(self) -> Tensor:
-        """The last call as one float32 vector ``[2 N + 3]``, on its device, for a log.
+        """The last step as one float32 vector ``[2 N + 3]``, on its device, for a log.
 
         Terms, weights, auxiliary (NaN without one), gamma, total.
         """
@@ -135,9 +154,15 @@ class DMFLoss(nn.Module):
         row = (last["terms"], last["weights"], torch.stack([s.float() for s in scalars]))
         return torch.cat([part.float() for part in row])
 
-    def forward(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Total loss of one batch; records it in training mode."""
-        return self.fuse(self.terms(logits, target, mask))
+    def forward(
+        self, logits: Tensor, target: Tensor, mask: Tensor | None = None, *, amend: bool = False
+    ) -> Tensor:
+        """Total loss of one batch; records it in training mode.
+
+        ``amend`` says that the call belongs to the step of the call before, as when a network calls
+        its loss several times per iteration: the step is recorded once, with the mean of its calls.
+        """
+        return self.fuse(self.terms(logits, target, mask), amend=amend)
 
     def terms(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Terms:
         """Raw values of all terms, recorded nowhere."""
@@ -150,49 +175,110 @@ class DMFLoss(nn.Module):
                 return term.compute(statistics)
             return term(logits, target).to(statistics.logits.dtype).reshape(())
 
-        values = torch.stack([value(term) for term in self.losses])
-        auxiliary = None if self.auxiliary is None else value(self.auxiliary)
-        return Terms(values, auxiliary, statistics.any_labelled)
+        modules = [*self.losses, *([] if self.auxiliary is None else [self.auxiliary])]
+        return Terms(torch.stack([value(term) for term in modules]), statistics.any_labelled)
 
-    def fuse(self, terms: Terms) -> Tensor:
+    def fuse(self, terms: Terms, *, amend: bool = False) -> Tensor:
         """Total of already computed terms; records them in training mode."""
-        gamma = self.fusion.gamma
-        total = self.fusion(terms.values, terms.auxiliary, record=terms.record)
-        self.last = {
-            "terms": terms.values.detach(),
-            "weights": self.fusion.weights,
-            "gamma": gamma,
-            "total": total.detach(),
-        }
-        if terms.auxiliary is not None:
-            self.last["auxiliary"] = terms.auxiliary.detach()
+        total, weights, gamma = self.fusion.fuse(*terms, amend=amend)
+        call = (terms.values.detach(), total.detach())
+        calls = [*self._step_calls, call] if amend else [call]
+        values, done = call
+        if len(calls) > 1:
+            values = torch.stack([values for values, _ in calls]).mean(dim=0)
+            done = torch.stack([total for _, total in calls]).sum()
+        self._step_calls = calls
+        n = len(self.names)
+        self.last = {"terms": values[:n], "weights": weights, "gamma": gamma, "total": done}
+        if len(values) > n:
+            self.last["auxiliary"] = values[n]
         return total
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting that changes the objective, flat, with plain values."""
+        config = self.fusion.config
+        specs = {f"losses.{i}": spec for i, spec in enumerate(config.losses)}
+        terms = dict(zip(specs, self.losses, strict=True))
+        if self.auxiliary is not None:
+            specs["auxiliary"] = config.auxiliary  # type: ignore[assignment]
+            terms["auxiliary"] = self.auxiliary
+        found: dict[str, Any] = {"auxiliary": None, **{key: getattr(self, key) for key in _SHARED}}
+        for key, spec in specs.items():
+            options = getattr(terms[key], "settings", {})
+            options = {name: value for name, value in options.items() if name not in _SHARED}
+            if callable(spec):
+                found |= {key: _name_of(spec)} | {
+                    f"{key}.{k}": plain(v) for k, v in options.items()
+                }
+            else:
+                found |= flatten(key, spec, options)
+        return found | self.fusion.settings
+
+    def describe(self) -> str:
+        """The settings in one line, for a log."""
+        config = self.fusion.config
+        rule, options = split(config.weighting)
+        extra = "".join(f", {key}={value}" for key, value in options.items())
+        auxiliary = "no auxiliary loss"
+        if config.auxiliary is not None:
+            name = self.settings["auxiliary"]
+            auxiliary = (
+                f"auxiliary {name} x {config.gamma0:g} exp(-{config.decay_rate:g} t), "
+                f"t per {config.decay_interval} steps"
+            )
+        return (
+            f"{rule}{extra} weights of {', '.join(self.names)} from the last {config.memory_size} "
+            f"steps, adapting after {config.min_history}; {auxiliary}"
+        )
+
+    def state_dict_dmf(self) -> dict[str, Any]:
+        """Memory, weights, step and :attr:`settings`, as plain CPU tensors, numbers and strings."""
+        return {**self.fusion.state_dict_dmf(), "settings": self.settings}
+
+    def load_state_dict_dmf(self, state: Mapping[str, Any], resume: Resume = "same") -> None:
+        """Continue from :meth:`state_dict_dmf`; on an error the loss is left as it was.
+
+        Arguments and errors: :meth:`DynamicMemoryFusion.load_state_dict_dmf`; the settings of the
+        terms count too.
+        """
+        settings = state.get("settings") if isinstance(state, Mapping) else None
+        if resume == "same" and isinstance(settings, Mapping):
+            compare(settings, self.settings)
+        self.fusion.load_state_dict_dmf(state, resume)
 
 
 def build_term(spec: LossSpec, overlap: Mapping[str, Any]) -> tuple[str, nn.Module]:
     """Name and module of one term.
 
     Args:
-        spec: name, dict with ``type``, or callable.
+        spec: name or dict in canonical form, or callable.
         overlap: default arguments of region terms.
 
     Raises:
         KeyError: the name is not in ``LOSSES``.
-        TypeError: the dict has no ``type`` or an argument the term does not take.
+        TypeError: an argument the term does not take, or one that the whole loss decides.
     """
+    if isinstance(spec, (DMFLoss, DynamicMemoryFusion)):
+        raise TypeError("a DMFLoss cannot be a term of another; list its terms instead")
     if callable(spec):
-        name = str(getattr(spec, "name", getattr(spec, "__name__", type(spec).__name__)))
-        return name, spec if isinstance(spec, nn.Module) else ForeignLoss(spec)
-    options = {"type": spec} if isinstance(spec, str) else dict(spec)
-    if "type" not in options:
-        raise TypeError(f"a loss given as a dict needs a 'type', got {spec!r}")
-    name = options.pop("type")
+        return _name_of(spec), spec if isinstance(spec, nn.Module) else ForeignLoss(spec)
+    name, options = split(spec)
     cls = LOSSES[name]
+    for shared in _SHARED:
+        if shared in options:
+            raise TypeError(
+                f"loss {name!r}: {shared} is one for all terms; give it to the whole loss instead"
+            )
     defaults = overlap if issubclass(cls, OverlapLoss) else {}
     try:
         return name, cls(**{**defaults, **options})
     except TypeError as error:
         raise TypeError(f"loss {name!r}: {error}") from error
+
+
+def _name_of(term: Callable[..., Any]) -> str:
+    return str(getattr(term, "name", getattr(term, "__name__", type(term).__name__)))
 
 
 def _unique(name: str, taken: list[str]) -> str:

@@ -69,6 +69,3 @@ class FocalLoss(SegmentationLoss):
         raise ValueError(
             f"alpha has {len(alpha)} values, the logits {max(groups, classes)} classes"
         )
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, alpha={self.alpha.tolist()}"

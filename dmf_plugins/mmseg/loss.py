@@ -10,8 +10,7 @@ from mmengine.logging import MessageHub
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from dmf_plugins.core.config import LossSpec
-from dmf_plugins.core.weighting import WeightingSpec
+from dmf_plugins.core.spec import LossSpec, Spec
 from dmf_plugins.losses import LOSSES
 from dmf_plugins.losses import DMFLoss as PlainDMFLoss
 from dmf_plugins.registry import did_you_mean
@@ -74,7 +73,7 @@ class DMFLoss(nn.Module):
         self,
         losses: Sequence[LossSpec] = ("ce", "iou", "dice"),
         auxiliary: LossSpec | None = "cb_dice",
-        weighting: WeightingSpec = "variance",
+        weighting: Spec = "variance",
         *,
         loss_weight: float = 1.0,
         loss_name: str = "loss_dmf",

@@ -70,10 +70,5 @@ class DeepSupervisionDMFLoss(nn.Module):
 def combine(scales: Sequence[tuple[float, Terms]]) -> Terms:
     """Weighted sum of the terms of several scales; recorded if any scale had a labelled pixel."""
     values = torch.stack([weight * terms.values for weight, terms in scales]).sum(dim=0)
-    auxiliary = [weight * t.auxiliary for weight, t in scales if t.auxiliary is not None]
     record = [terms.record for _, terms in scales if terms.record is not None]
-    return Terms(
-        values,
-        torch.stack(auxiliary).sum() if auxiliary else None,
-        torch.stack(record).any() if record else None,
-    )
+    return Terms(values, torch.stack(record).any() if record else None)

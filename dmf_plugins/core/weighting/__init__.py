@@ -10,9 +10,8 @@ To add a rule, write such a function here (or anywhere) and register it::
         '''w_i proportional to a power of the range of the raw history.'''
         return power * (window.high() - window.low()).log()
 
-Keyword arguments are the rule's options: ``weighting={"type": "range", "power": 2.0}``. A rule may
-be a class instead, made once with its options and called with the window; one that sums up more
-than the memory holds has ``carry_rows`` and ``update``, see :class:`~.base.CarryingRule`.
+Keyword arguments are the rule's options: ``weighting={"type": "range", "power": 2.0}``. A rule that
+keeps more than the memory holds, or learns, is a subclass of :class:`~.base.Rule`.
 
 Rules must not branch on tensor values: they run inside the training step, on the device.
 """
@@ -20,23 +19,25 @@ Rules must not branch on tensor values: they run inside the training step, on th
 from dmf_plugins.core.weighting import cov, dwa, paper, softadapt, uncertainty
 from dmf_plugins.core.weighting.base import (
     WEIGHTINGS,
-    CarryingRule,
+    PriorRule,
     Rule,
-    WeightingSpec,
     Window,
     build_rule,
+    check_rule,
+    rule_settings,
 )
 
 __all__ = [
     "WEIGHTINGS",
-    "CarryingRule",
+    "PriorRule",
     "Rule",
-    "WeightingSpec",
     "Window",
     "build_rule",
+    "check_rule",
     "cov",
     "dwa",
     "paper",
+    "rule_settings",
     "softadapt",
     "uncertainty",
 ]

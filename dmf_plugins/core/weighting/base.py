@@ -1,18 +1,21 @@
-"""What every rule sees, and the table of their names."""
+"""What every rule sees, what it may keep, and the table of their names."""
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmf_plugins.core.scaling import scale_history
-from dmf_plugins.registry import Registry, did_you_mean
+from dmf_plugins.core.spec import Spec, check_options, option_names, split
+from dmf_plugins.registry import Registry
+
+if TYPE_CHECKING:
+    from dmf_plugins.core.config import DMFConfig
 
 
 @dataclass(frozen=True)
@@ -22,26 +25,19 @@ class Window:
     Attributes:
         history: ``[M, N]`` float32 raw loss values, oldest first, the current step last.
         valid: ``[M, 1]`` bool; False for rows at the top that no step has filled yet.
-        log_prior: ``[N]`` log of the weights the rule gave last (the prior at first). With
-            ``min_weight`` set, the bounded weights.
-        step: 0-d int64, recorded steps including the current one; None stands for as many as are
-            valid.
-        carry: ``[carry_rows, N]``, what a :class:`CarryingRule` keeps; None for other rules.
+        step: 0-d int64, recorded steps including the current one.
+        log_prior: ``[N]`` log of the weights the rule gave last (the prior at first), for a rule
+            that is a function; with ``min_weight`` set, of the bounded weights.
     """
 
     history: Tensor
     valid: Tensor
-    log_prior: Tensor
-    step: Tensor | None = None
-    carry: Tensor | None = None
+    step: Tensor
+    log_prior: Tensor | None = None
 
     def count(self) -> Tensor:
         """Number of valid rows, 0-d int64."""
-        return self.valid.sum()
-
-    def steps(self) -> Tensor:
-        """Recorded steps including the current one, 0-d int64."""
-        return self.count() if self.step is None else self.step
+        return self.step.clamp(max=self.history.shape[0])
 
     def age(self) -> Tensor:
         """``[M, 1]`` int64: 1 for the current step, 2 for the one before it, ..."""
@@ -76,51 +72,105 @@ class Window:
         return scale_history(self.history, self.valid)
 
 
-Rule = Callable[[Window], Tensor]
-WeightingSpec = str | Mapping[str, Any]
+class Rule(nn.Module):
+    """From the memory to one log score per term; the weights are the softmax of the scores.
+
+    A subclass defines :meth:`forward`, and what it keeps between steps in :meth:`initial_state`.
+    The fusion saves, resumes and resets that state, and takes a change back where a step is not
+    recorded, so that a rule never has to ask. Rules run inside the training step: no branch on a
+    tensor's value. State is replaced (``self.carry = new``), never changed in place.
+
+    Attributes:
+        adapts: False for a rule that takes nothing from the memory; its :meth:`forward` is not
+            called and the fusion's weights stay.
+    """
+
+    adapts = True
+
+    def initial_state(self, config: DMFConfig) -> dict[str, Tensor]:
+        """Name -> initial value of everything the rule keeps; an ``nn.Parameter`` is learned.
+
+        Raises:
+            ValueError: another setting contradicts the rule.
+        """
+        return {}
+
+    def update(self, window: Window) -> None:
+        """Take note of a recorded step, before :meth:`forward`."""
+
+    def forward(self, window: Window) -> Tensor:
+        """Log score of each term, ``[N]``; all ``-inf`` keeps the last weights."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(window)")
+
+    def adapted(self, log_weights: Tensor) -> None:
+        """Take note of the log weights, ``[N]``, that came of the scores."""
+
+    def factors(self, weights: Tensor) -> Tensor:
+        """Factor of each term in the total, from the fusion's weights, ``[N]`` each."""
+        return weights
+
+    def penalty(self) -> Tensor | None:
+        """What the total holds beside the terms, 0-d or None."""
+        return None
+
+
+class PriorRule(Rule):
+    """A rule whose last weights are its next prior, kept as logarithms (Eq. 8)."""
+
+    log_prior: Tensor
+
+    def initial_state(self, config: DMFConfig) -> dict[str, Tensor]:
+        return {"log_prior": torch.tensor(config.prior_distribution(len(config.losses))).log()}
+
+    def adapted(self, log_weights: Tensor) -> None:
+        self.log_prior = log_weights
+
+
+class FunctionRule(PriorRule):
+    """A plain function of the window as a rule; the window it gets has ``log_prior``."""
+
+    def __init__(self, function: Callable[..., Tensor], options: dict[str, Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.options = options
+
+    def forward(self, window: Window) -> Tensor:
+        return self.function(replace(window, log_prior=self.log_prior), **self.options)
+
+
 WEIGHTINGS: Registry[Any] = Registry("weighting")
 
 
-@runtime_checkable
-class CarryingRule(Protocol):
-    """A rule with running sums of its own, which the fusion saves and resumes like its memory."""
-
-    carry_rows: int
-
-    def update(self, window: Window) -> Tensor:
-        """New ``[carry_rows, N]`` from ``window.carry`` (zeros at first) and the current step.
-
-        Called once for each recorded step, before the rule itself, which then finds the result in
-        ``window.carry``.
-        """
-
-    def __call__(self, window: Window) -> Tensor:
-        """Log score of each term, ``[N]``."""
+def check_rule(spec: Spec) -> None:
+    """Raise ``KeyError`` for a rule that is not registered, ``TypeError`` for an unknown option."""
+    name, options = split(spec)
+    entry = WEIGHTINGS[name]
+    check_options(f"weighting {name!r}", options, _options_of(entry))
 
 
-def build_rule(spec: WeightingSpec) -> Rule:
-    """The rule a name, or a dict ``{"type": name, **options}``, stands for.
+def build_rule(spec: Spec) -> Rule:
+    """The rule a canonical spec stands for.
 
     Raises:
-        KeyError: the name is not registered.
-        TypeError: the dict has no ``type``, or an option the rule does not take.
+        KeyError, TypeError: as :func:`check_rule`.
         ValueError: an option has a value the rule refuses.
     """
-    options = {"type": spec} if isinstance(spec, str) else dict(spec)
-    if "type" not in options:
-        raise TypeError(f"a weighting given as a dict needs a 'type', got {spec!r}")
-    name = options.pop("type")
+    check_rule(spec)
+    name, options = split(spec)
     entry = WEIGHTINGS[name]
     if isinstance(entry, type):
-        known = list(inspect.signature(entry).parameters)
-    else:
-        known = list(inspect.signature(entry).parameters)[1:]
-    for key in options:
-        if key not in known:
-            raise TypeError(
-                f"weighting {name!r} has no option {key!r}"
-                + (f": {did_you_mean(key, known)}" if known else "; it takes none")
-            )
-    if isinstance(entry, type):
-        return entry(**options)
-    return functools.partial(entry, **options) if options else entry
+        rule = entry(**options)
+        return rule if isinstance(rule, Rule) else FunctionRule(rule, {})
+    return FunctionRule(entry, options)
+
+
+def rule_settings(spec: Spec) -> dict[str, Any]:
+    """Option -> value of a rule, defaults included."""
+    name, options = split(spec)
+    entry = WEIGHTINGS[name]
+    parameters = inspect.signature(entry).parameters
+    return {key: options.get(key, parameters[key].default) for key in _options_of(entry)}
+
+
+def _options_of(entry: Any) -> list[str]:
+    return option_names(entry, skip=0 if isinstance(entry, type) else 1)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from dmf_plugins.core.weighting.base import WEIGHTINGS, Window
+from dmf_plugins.core.weighting.base import WEIGHTINGS, Rule, Window
+
+if TYPE_CHECKING:
+    from dmf_plugins.core.config import DMFConfig
 
 _TINY = 1e-30
 _MOST = 1e6  # a ratio beyond is no loss history; its square still fits float32
 
 
 @WEIGHTINGS.register("cov")
-class CoV:
+class CoV(Rule):
     """``w_i = c_i / sum_j c_j`` with ``c_i = sigma(l_i) / mu(l_i)``, ``l_i = L_i / mean(L_i)``.
 
     R. Groenendijk, S. Karaoglu, T. Gevers, T. Mensink, "Multi-Loss Weighting with Coefficient of
@@ -22,17 +27,18 @@ class CoV:
     first counts at the next step.
     """
 
-    carry_rows = 3  # mean of L, mean of l, sum of squared deviations of l
+    carry: Tensor  # [3, N]: mean of L, mean of l, sum of squared deviations of l
 
-    def update(self, window: Window) -> Tensor:
-        if window.carry is None:
-            raise ValueError("cov needs the running sums of a fusion")
-        mean_loss, mean_ratio, squares = window.carry
-        loss, t = window.history[-1], window.steps()
+    def initial_state(self, config: DMFConfig) -> dict[str, Tensor]:
+        return {"carry": torch.zeros(3, len(config.losses))}
+
+    def update(self, window: Window) -> None:
+        mean_loss, mean_ratio, squares = self.carry
+        loss, t = window.history[-1], window.step
         known = (t > 1) & (mean_loss.abs() > _TINY)
         ratio = torch.where(known, loss / mean_loss, 1.0).clamp(-_MOST, _MOST)
         new_mean = mean_ratio + (ratio - mean_ratio) / t
-        return torch.stack(
+        self.carry = torch.stack(
             (
                 mean_loss + (loss - mean_loss) / t,
                 new_mean,
@@ -40,9 +46,7 @@ class CoV:
             )
         )
 
-    def __call__(self, window: Window) -> Tensor:
-        if window.carry is None:
-            raise ValueError("cov needs the running sums of a fusion")
-        _, mean_ratio, squares = window.carry
-        deviation = (squares.clamp_min(0) / window.steps()).sqrt()
+    def forward(self, window: Window) -> Tensor:
+        _, mean_ratio, squares = self.carry
+        deviation = (squares.clamp_min(0) / window.step).sqrt()
         return deviation.log() - mean_ratio.abs().clamp_min(_TINY).log()

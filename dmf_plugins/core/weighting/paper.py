@@ -6,35 +6,27 @@ import torch
 from torch import Tensor
 
 from dmf_plugins.core.scaling import EPS
-from dmf_plugins.core.weighting.base import WEIGHTINGS, Window
+from dmf_plugins.core.weighting.base import WEIGHTINGS, PriorRule, Rule, Window
 
 
-def masked_median(values: Tensor, valid: Tensor) -> Tensor:
-    """Median of each column over valid rows; mean of the two middle values for an even count.
+def variance_of(scaled: Tensor, valid: Tensor, count: Tensor) -> Tensor:
+    """Population variance of each column over its ``count`` valid rows (Eq. 3), ``[N]``."""
+    share = (valid / count).T
+    mean = share @ scaled
+    return (share @ (scaled - mean).square())[0]
 
-    Args:
-        values: ``[M, N]``.
-        valid: ``[M, 1]`` bool with at least one True.
 
-    Returns:
-        ``[N]``.
+def mad_of(scaled: Tensor, valid: Tensor, count: Tensor) -> Tensor:
+    """Median absolute deviation of each column over its ``count`` valid rows (Eq. 5), ``[N]``.
+
+    The median of an even number is the mean of the two in the middle.
     """
-    ordered = torch.where(valid, values, torch.inf).sort(dim=0).values
-    count = valid.sum()
+    # sorted, the two in the middle; rows that are not valid are infinitely far away
     middle = torch.stack(((count - 1) // 2, count // 2)).clamp_min(0)
-    return ordered.index_select(0, middle).mean(dim=0)
-
-
-def variance_of(scaled: Tensor, valid: Tensor) -> Tensor:
-    """Population variance of each column over valid rows (Eq. 3), ``[N]``."""
-    count = valid.sum().clamp_min(1)
-    mean = torch.where(valid, scaled, 0.0).sum(dim=0) / count
-    return torch.where(valid, scaled - mean, 0.0).square().sum(dim=0) / count
-
-
-def mad_of(scaled: Tensor, valid: Tensor) -> Tensor:
-    """Median absolute deviation of each column over valid rows (Eq. 5), ``[N]``."""
-    return masked_median((scaled - masked_median(scaled, valid)).abs(), valid)
+    scaled = torch.where(valid, scaled, torch.inf)
+    median = scaled.sort(dim=0).values.index_select(0, middle).mean(dim=0)
+    distance = (scaled - median).abs()
+    return distance.sort(dim=0).values.index_select(0, middle).mean(dim=0)
 
 
 def inverse_score(spread: Tensor) -> Tensor:
@@ -44,28 +36,36 @@ def inverse_score(spread: Tensor) -> Tensor:
 
 
 @WEIGHTINGS.register("fixed")
-def fixed(window: Window) -> Tensor:
+class Fixed(Rule):
     """``w_i`` stays at its initial value: the paper's baseline."""
-    return torch.full_like(window.log_prior, -torch.inf)
+
+    adapts = False
 
 
 @WEIGHTINGS.register("variance")
-def variance(window: Window) -> Tensor:
+class Variance(Rule):
     """``w_i = Var(H_i) / sum_j Var(H_j)`` (Eq. 3-4): terms that still move get more weight."""
-    return variance_of(window.scaled(), window.valid).log()
+
+    def forward(self, window: Window) -> Tensor:
+        return variance_of(window.scaled(), window.valid, window.count()).log()
 
 
 @WEIGHTINGS.register("mad")
-def mad(window: Window) -> Tensor:
+class MAD(Rule):
     """``w_i`` proportional to ``1 / MAD(H_i)`` (Eq. 5-6): steady terms get more weight."""
-    return inverse_score(mad_of(window.scaled(), window.valid))
+
+    def forward(self, window: Window) -> Tensor:
+        return inverse_score(mad_of(window.scaled(), window.valid, window.count()))
 
 
 @WEIGHTINGS.register("bayesian")
-def bayesian(window: Window) -> Tensor:
+class Bayesian(PriorRule):
     """``w_i`` proportional to ``p_i / MAD(H_i)`` (Eq. 7-8), the posterior becoming the next prior.
 
     Log space lets the posterior saturate at (0, ..., 1, ..., 0) instead of underflowing;
     ``min_weight`` keeps every term alive.
     """
-    return window.log_prior + inverse_score(mad_of(window.scaled(), window.valid))
+
+    def forward(self, window: Window) -> Tensor:
+        mad = mad_of(window.scaled(), window.valid, window.count())
+        return self.log_prior + inverse_score(mad)

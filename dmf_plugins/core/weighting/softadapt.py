@@ -7,13 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dmf_plugins.core.weighting.base import WEIGHTINGS, Window
+from dmf_plugins.core.weighting.base import WEIGHTINGS, Rule, Window
 
 _TINY = 1e-30
 
 
 @WEIGHTINGS.register("softadapt")
-class SoftAdapt:
+class SoftAdapt(Rule):
     """``w_i = exp(beta s_i) / sum_j exp(beta s_j)``, with ``s_i`` the slope of term i.
 
     A. A. Heydari, C. A. Thompson, A. Mehmood, "SoftAdapt: Techniques for Adaptive Loss Weighting of
@@ -41,6 +41,7 @@ class SoftAdapt:
         beta: float = 0.1,
         points: int = 5,
     ) -> None:
+        super().__init__()
         if variant not in ("original", "loss_weighted", "normalized"):
             raise ValueError(
                 f"softadapt variant must be original, loss_weighted or normalized, got {variant!r}"
@@ -51,7 +52,7 @@ class SoftAdapt:
         self.beta = float(beta)
         self.coefficients = backward_difference(points)
 
-    def __call__(self, window: Window) -> Tensor:
+    def forward(self, window: Window) -> Tensor:
         values = window.blocks(len(self.coefficients))
         slope = torch.stack(
             [c * row for c, row in zip(self.coefficients, values, strict=True)]
