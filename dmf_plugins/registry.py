@@ -19,7 +19,7 @@ def did_you_mean(name: str, known: Mapping[str, object] | list[str]) -> str:
 class Registry(Mapping[str, T], Generic[T]):
     """Read-only mapping of names to objects, filled through :meth:`register`.
 
-    Example:
+    Examples:
         >>> RULES = Registry("rule")
         >>> @RULES.register("mine")
         ... def mine(window): ...

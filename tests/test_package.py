@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -110,3 +111,33 @@ def test_every_place_names_this_version():
         re.search(r"date-released: (.*)", citation)[1],
     )
     assert f"\nversion: {__version__}\n" in citation
+
+
+def test_a_failed_step_of_the_setup_shows_its_end_and_how_to_go_on(tmp_path):
+    if shutil.which("make") is None or shutil.which("c++") is None:
+        pytest.skip("make and a C++ compiler are not installed")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    bin_ = tmp_path / ".venv" / "bin"
+    bin_.mkdir(parents=True)
+    failing = (
+        "#!/bin/sh\n[ $1 = -c ] && echo tag && exit\nseq 30; echo '  [1/2] c++ x.cpp'; exit 1\n"
+    )
+    for name, script in (("uv", "#!/bin/sh\n"), ("python", failing)):
+        (bin_ / name).write_text(script)
+        (bin_ / name).chmod(0o755)
+    (tmp_path / ".venv" / ".nnunet").touch()
+    result = subprocess.run(
+        ["make", ".venv/.mmcv"],
+        cwd=tmp_path,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert result.returncode != 0
+    assert "\n  mmcv [1/2]\n12\n13\n" in result.stdout
+    assert "repeat the same make" in result.stdout
+    assert len(list((tmp_path / "cache/dmf_plugins").glob("mmcv-2.1.0-tag-torch==*.log"))) == 1
+    assert not (tmp_path / ".venv" / ".mmcv").exists()

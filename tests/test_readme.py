@@ -19,6 +19,7 @@ from dmf_plugins.paths import bundled
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+LOOP = (ROOT / "docs" / "own-loop.md").read_text(encoding="utf-8")
 
 
 def block(name: str, page: str = README) -> str:
@@ -28,7 +29,14 @@ def block(name: str, page: str = README) -> str:
 
 @pytest.mark.parametrize(
     ("name", "page"),
-    [("python", README), ("rule", EXTENDING), ("loss", EXTENDING), ("reader", EXTENDING)],
+    [
+        ("python", README),
+        ("loop", LOOP),
+        ("loop-state", LOOP),
+        ("rule", EXTENDING),
+        ("loss", EXTENDING),
+        ("reader", EXTENDING),
+    ],
 )
 def test_the_python_examples_run(name, page):
     subprocess.run([sys.executable, "-c", block(name, page)], check=True, capture_output=True)

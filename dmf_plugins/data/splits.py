@@ -30,8 +30,10 @@ def split_cases(
     Raises:
         ValueError: lengths differ, a fraction is negative, or a part of positive size stays empty.
 
-    Example:
-        >>> split_cases(["benign", "malignant"] * 50, range(100), (0.7, 0.15, 0.15), seed=0)
+    Examples:
+        >>> parts = split_cases(["benign"] * 60 + ["malignant"] * 40, range(100), seed=0)
+        >>> [parts.count(part) for part in range(3)]
+        [70, 15, 15]
     """
     if len(strata) != len(groups):
         raise ValueError(f"{len(strata)} strata but {len(groups)} groups; one of each a case")

@@ -4,4 +4,5 @@ from dmf_plugins.nnunet.mixin import DMFTrainerMixin
 from dmf_plugins.nnunet.trainers import *  # noqa: F403
 from dmf_plugins.nnunet.trainers import TRAINERS
 
-__all__ = ["TRAINERS", "DMFTrainerMixin", *TRAINERS]  # noqa: PLE0604
+__all__ = ["TRAINERS", "DMFTrainerMixin"]
+__all__.extend(TRAINERS)
