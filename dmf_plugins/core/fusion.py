@@ -48,7 +48,7 @@ class DynamicMemoryFusion(nn.Module):
     Raises:
         ValueError: names repeat, losses have another length or other names, or an option is invalid.
 
-    Example:
+    Examples:
         >>> import torch
         >>> fusion = DynamicMemoryFusion(("ce", "dice"), weighting="mad", min_history=20)
         >>> ce, dice, tversky = torch.tensor(0.7), torch.tensor(0.4), torch.tensor(0.2)

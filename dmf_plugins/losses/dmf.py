@@ -76,7 +76,7 @@ class DMFLoss(nn.Module):
     Raises:
         ValueError, KeyError, TypeError: an option or a term is invalid; the message says which.
 
-    Example:
+    Examples:
         >>> import torch
         >>> loss = DMFLoss(losses=("ce", {"type": "tversky", "alpha": 0.3, "beta": 0.7}),
         ...                auxiliary="cb_dice", weighting="mad", ignore_index=255)
