@@ -47,9 +47,11 @@ def run_demo(
     if data is not None:
         _check_data(data, output)
     check_target(output, "demo", overwrite)
-    from dmf_plugins.nnunet.external import require_finder
+    os.environ["nnUNet_extTrainer"] = str(bundled("nnunet_trainers"))
+    from dmf_plugins.nnunet.finder import find_trainer
 
-    require_finder()
+    if find_trainer(TRAINER) is None:
+        raise UsageError(f"nnU-Net does not find {TRAINER}; dmf doctor says what to do")
     claim(output, "demo", overwrite)
     folders = {
         name: output / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -57,7 +59,6 @@ def run_demo(
     for folder in folders.values():
         folder.mkdir()
     os.environ.update({name: str(folder) for name, folder in folders.items()})
-    os.environ["nnUNet_extTrainer"] = str(bundled("nnunet_trainers"))
     device = device or _best_device()
 
     _headline("1/5 data")

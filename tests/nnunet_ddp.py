@@ -23,6 +23,7 @@ def worker(rank: int, arguments: tuple, world: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group = partial(_gloo, dist.init_process_group)
     torch.cuda.set_device = lambda device: None
+    torch.cuda.device_count = lambda: world
     module.DDP = partial(_on_cpu, module.DDP)
     initialize = module.nnUNetTrainer.initialize
     module.nnUNetTrainer.initialize = lambda self: (_move(self), initialize(self))

@@ -16,7 +16,7 @@ from dmf_plugins.report.log import DMFLog
 
 DMF = Path(sysconfig.get_path("scripts")) / "dmf"
 COMMANDS = [
-    "convert", "filter", "evaluate", "compare", "grid", "export", "doctor", "paths", "copy-configs", "link-nnunet",
+    "convert", "filter", "evaluate", "compare", "grid", "export", "doctor", "paths", "copy-configs",
     "plot", "demo",
 ]  # fmt: skip
 

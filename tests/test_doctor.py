@@ -8,61 +8,98 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from dmf_plugins.doctor import Finding, installed
+from dmf_plugins.cli import app
+from dmf_plugins.doctor import Finding, checks, installed, is_broken
 from dmf_plugins.doctor.interpreter import Interpreter, ProbeError
 from dmf_plugins.paths import bundled
 
 from .test_cli import dmf
 
-pytestmark = pytest.mark.slow
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
-def findings(**environment: str) -> tuple[int, dict[str, Finding]]:
-    result = dmf("doctor", "--json", **environment)
-    content = json.loads(result.stdout)
-    assert content["broken"] == (result.returncode == 1)
-    return result.returncode, {f["check"]: Finding(**f) for f in content["findings"]}
+class Answers(Interpreter):
+    """Answers without running anything; what holds one of ``failing``'s keys fails with its text."""
+
+    def __init__(self, **failing: str) -> None:
+        self.failing = failing
+
+    def run(self, code: str) -> str:
+        for part, text in self.failing.items():
+            if part in code:
+                raise ProbeError(text)
+        return "2.1.0"
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> dict[str, str]:
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """nnU-Net's folders and trainers set as they should be."""
     for name in FOLDERS:
         (tmp_path / name).mkdir()
-    return {name: str(tmp_path / name) for name in FOLDERS}
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("nnUNet_extTrainer", str(bundled("nnunet_trainers")))
+    return monkeypatch
 
 
-def test_a_sound_environment_with_nnunet_set_up(folders):
-    pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
-    ours = str(bundled("nnunet_trainers"))
-    code, found = findings(**folders, nnUNet_extTrainer=ours)
-    assert code == 0, found
+def named(findings: Iterable[Finding]) -> dict[str, Finding]:
+    return {finding.check: finding for finding in findings}
+
+
+@pytest.mark.slow
+def test_a_sound_environment(environment):
+    """All of it for real, through the command."""
+    nnunet = {name: os.environ[name] for name in (*FOLDERS, "nnUNet_extTrainer")}
+    result = dmf("doctor", "--json", **nnunet)
+    content = json.loads(result.stdout)
+    found = named(Finding(**finding) for finding in content["findings"])
+    assert (result.returncode, content["broken"]) == (0, False), found
     assert {"Python", "torch", "torchvision", "nnU-Net", "folder"} <= set(found)
     assert sys.version.split()[0] in found["Python"].detail
-    assert (
-        found["nnUNet_extTrainer"].detail == "nnUNetTrainerDMF found (dmf_plugins.nnunet.trainers)"
-    )
+    if installed("nnunetv2"):
+        trainers = found.get("nnUNet_extTrainer") or found["nnU-Net's trainers"]
+        assert trainers.detail == "nnUNetTrainerDMF found (dmf_plugins.nnunet.trainers)"
     if installed("mmsegmentation"):
         assert "registered" in found["MMSegmentation"].detail
         assert "with its operators" in found["mmcv"].detail
 
 
-def test_nnunet_variables_that_are_wrong(folders, tmp_path):
-    pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
-    del folders["nnUNet_results"]
-    folders["nnUNet_raw"] = str(tmp_path / "gone")
-    (tmp_path / "empty").mkdir()
-    code, found = findings(**folders, nnUNet_extTrainer=str(tmp_path / "empty"))
-    assert code == 1
-    assert (found["nnUNet_results"].status, found["nnUNet_raw"].status) == ("error", "error")
-    assert found["nnUNet_raw"].fix == f"mkdir -p '{tmp_path / 'gone'}'"
-    assert found["nnUNet_preprocessed"].status == "ok"
-    assert "does not find nnUNetTrainerDMF" in found["nnUNet_extTrainer"].detail
-    assert "dmf paths --nnunet" in found["nnUNet_extTrainer"].fix
+def test_nnunet_variables_that_are_wrong(environment, tmp_path):
+    environment.delenv("nnUNet_raw")
+    environment.setenv("nnUNet_preprocessed", str(tmp_path / "file" / "deep"))
+    environment.setenv("nnUNet_results", str(tmp_path / "later" / "deep"))
+    (tmp_path / "file").touch()
+    found = named(checks._nnunet_folders())
+    assert [found[name].status for name in FOLDERS] == ["error", "error", "ok"]
+    assert found["nnUNet_raw"].fix.startswith("export nnUNet_raw=")
+    assert found["nnUNet_preprocessed"].detail == f"{tmp_path / 'file'} is not a folder"
+    assert found["nnUNet_results"].detail.endswith("deep, made when it is needed")
+
+    python = Answers(find_trainer="AssertionError: no module there has it")
+    (found,) = checks._nnunet_trainers(python, knows_variable=True)
+    assert "does not find nnUNetTrainerDMF: AssertionError: no module" in found.detail
+    assert found.fix == 'export nnUNet_extTrainer="$(dmf paths --nnunet)"'
+    for value in ("", str(tmp_path / "gone")):
+        environment.setenv("nnUNet_extTrainer", value)
+        (found,) = checks._nnunet_trainers(Answers(), knows_variable=True)
+        assert found.status == "error"
+        assert found.fix == 'export nnUNet_extTrainer="$(dmf paths --nnunet)"'
+
+
+def test_an_nnunet_that_does_not_know_the_variable(environment):
+    environment.setattr(checks, "installed", lambda package: "2.7.0")
+    environment.delenv("nnUNet_extTrainer")
+    found = named(checks._nnunet(Answers(find_trainer="AssertionError")))
+    assert found["nnU-Net"].status == "ok"
+    assert found["nnU-Net's trainers"].status == "error"
+    assert 'cp "$(dmf paths --nnunet)/dmf.py"' in found["nnU-Net's trainers"].fix
+    assert is_broken(list(found.values()))
+    assert not is_broken(list(checks._nnunet(Answers())))
 
 
 def shadow(package: str, target: Path, without: str) -> str:
@@ -78,40 +115,42 @@ def shadow(package: str, target: Path, without: str) -> str:
     return str(target)
 
 
-def test_mmcv_without_its_operators(tmp_path):
-    pytest.importorskip("mmcv.ops", reason="MMSegmentation is not installed")
-    code, found = findings(PYTHONPATH=shadow("mmcv", tmp_path, "_ext*"))
-    assert code == 1
+@pytest.mark.slow
+def test_mmcv_without_its_operators(tmp_path, monkeypatch):
+    if not (installed("mmcv") and installed("mmsegmentation")):
+        pytest.skip("MMSegmentation is not installed")
+    monkeypatch.setenv("PYTHONPATH", shadow("mmcv", tmp_path, "_ext*"))
+    with Interpreter() as python:
+        found = named(checks._mmseg(python))
+    assert found["mmcv"].status == "error"
     assert "_ext" in found["mmcv"].detail
     assert "--no-build-isolation" in found["mmcv"].fix
     assert found["MMSegmentation"].status == "skipped"
 
 
-def test_mmcv_too_new_for_mmseg(tmp_path):
-    pytest.importorskip("mmcv.ops", reason="MMSegmentation is not installed")
-    path = shadow("mmcv", tmp_path, "version.py")
-    (tmp_path / "mmcv" / "version.py").write_text(
-        "__all__ = ['__version__', 'version_info', 'parse_version_info']\n"
-        "__version__ = '2.2.0'\nversion_info = (2, 2, 0)\n"
-        "def parse_version_info(v, length=4): return version_info\n"
-    )
-    code, found = findings(PYTHONPATH=path)
-    assert code == 1
+def test_mmcv_too_new_for_mmseg(monkeypatch):
+    monkeypatch.setattr(checks, "installed", lambda package: "" if "-" in package else "1.2.2")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: object())
+    monkeypatch.setattr(Answers, "run", lambda self, code: "2.2.0")
+    found = named(checks._mmseg(Answers()))
     assert "2.2.0 is refused by mmsegmentation" in found["mmcv"].detail
     assert "mmcv==2.1.0" in found["mmcv"].fix
 
 
-def test_a_torchvision_of_another_torch(tmp_path):
+@pytest.mark.slow
+def test_a_torchvision_of_another_torch(tmp_path, monkeypatch):
     pytest.importorskip("torchvision", reason="torchvision is not installed")
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text(
         "import torch\ntorch.library.register_fake('torchvision_absent::nms')(lambda: None)\n"
         "torch.ops.torchvision_absent.nms\n"
     )
-    code, found = findings(PYTHONPATH=str(tmp_path))
-    assert code == 1
-    assert "torchvision_absent::nms does not exist" in found["torchvision"].detail
-    assert "torch torchvision" in found["torchvision"].fix
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Interpreter() as python:
+        (found,) = checks._torchvision(python)
+    assert found.status == "error"
+    assert "torchvision_absent::nms does not exist" in found.detail
+    assert "torch torchvision" in found.fix
 
 
 def test_an_environment_with_neither_framework(tmp_path):
@@ -139,16 +178,17 @@ def test_an_environment_with_neither_framework(tmp_path):
         assert f"pip install 'dmf-plugins[{extra}]'" in found[name]["fix"]
 
 
-def test_the_text_names_the_command_that_mends(tmp_path):
-    result = dmf("doctor", nnUNet_raw=str(tmp_path))
-    assert "Traceback" not in result.stderr
-    if installed("nnunetv2"):
-        assert result.returncode == 1
-        assert "export nnUNet_results=" in result.stdout
-        assert "ERROR" in result.stdout
+def test_the_text_names_the_command_that_fixes(environment):
+    pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
+    environment.setattr(checks, "Interpreter", Answers)
+    environment.delenv("nnUNet_results")
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == 1
+    assert "ERROR    nnUNet_results: not set" in result.output
+    assert "export nnUNet_results=" in result.output
 
 
-def test_a_probe_that_crashes_or_fails_spoils_no_other(tmp_path, monkeypatch):
+def test_a_probe_that_crashes_or_fails_harms_no_other(tmp_path, monkeypatch):
     (tmp_path / "half.py").write_text(
         "import sys\nsys.modules['left'] = sys\nraise OSError('bad\\nfile')"
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pickle
+import pkgutil
+import re
 import shutil
 import subprocess
 import sys
@@ -82,7 +85,7 @@ class Workspace:
 
 
 def shrink(preprocessed: Path) -> None:
-    """A configuration with three stages of few channels."""
+    """A configuration with three stages of few channels, and its 3-D like."""
     path = preprocessed / "nnUNetPlans.json"
     plans = json.loads(path.read_text())
     architecture = json.loads(json.dumps(plans["configurations"]["2d"]["architecture"]))
@@ -101,6 +104,15 @@ def shrink(preprocessed: Path) -> None:
         "patch_size": [64, 64],
         "batch_size": 2,
     }
+    volumetric = json.loads(json.dumps(architecture).replace("2d", "3d"))
+    volumetric["arch_kwargs"].update(
+        kernel_sizes=[[3, 3, 3]] * 3, strides=[[1, 1, 1], [2, 2, 2], [2, 2, 2]]
+    )
+    plans["configurations"]["3d_tiny"] = {
+        "inherits_from": CONFIGURATION,
+        "architecture": volumetric,
+        "patch_size": [32, 32, 32],
+    }
     path.write_text(json.dumps(plans))
 
 
@@ -109,7 +121,6 @@ def workspace(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Works
     space = Workspace(tmp_path_factory.mktemp("nnunet"))
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (space.root / name).mkdir()
-    space.run("dmf", "link-nnunet")  # before nnU-Net 2.8 the README's next line
     space.run("dmf", "convert", "busi", phantoms, "--to", "nnunet", "--dataset-id", 501)
     log = space.run(
         "nnUNetv2_plan_and_preprocess",
@@ -128,7 +139,9 @@ def trained(workspace: Workspace) -> Path:
     splits = workspace.root / "nnUNet_preprocessed/Dataset501_BUSI/splits_final.json"
     fold = json.loads(splits.read_text())[0]
     assert f"{len(fold['train'])} training and {len(fold['val'])} validation cases" in log
+    assert "DMF: variance weights of ce, dice" in log
     assert "DMF weights: ce 0." in log
+    assert "replaces" not in log
     assert "Mean Validation Dice" in log
     return workspace.fold("nnUNetTrainerDMF_Mine")
 
@@ -168,7 +181,8 @@ def test_a_killed_training_continues_bit_exactly(workspace, trained):
         # a kill while the log is written may leave a line cut short
         with (trained / "dmf_log.csv").open("a") as stream:
             stream.write("2,12,0.5,0.5\n")
-        workspace.train("nnUNetTrainerDMF_Mine", "--c", TEST_EPOCHS="4")
+        log = workspace.train("nnUNetTrainerDMF_Mine", "--c", TEST_EPOCHS="4")
+        assert "DMF: resumed at step 12 with weights ce " in log
         assert (trained / "dmf_log.csv").read_text() == whole
         resumed = torch.load(trained / "checkpoint_final.pth", weights_only=False)
         for key, value in final["dmf"].items():
@@ -268,34 +282,6 @@ def test_an_exported_model_predicts_the_same_without_the_plugin(workspace, train
             np.testing.assert_array_equal(ours, stock)
 
 
-def test_learned_weights_are_refused_with_the_reason(build, monkeypatch):
-    from dmf_plugins.nnunet import TRAINERS
-
-    monkeypatch.setattr(TRAINERS["nnUNetTrainerDMF"], "dmf", {"weighting": "uncertainty"})
-    with pytest.raises(ValueError, match="builds its optimizer before the loss"):
-        build("nnUNetTrainerDMF")
-
-
-def test_a_checkpoint_of_other_settings_is_refused_by_name(workspace, trained):
-    other = workspace.fold("nnUNetTrainerDMF_OtherMemory")
-    other.mkdir(parents=True)
-    shutil.copy(trained / "checkpoint_best.pth", other / "checkpoint_latest.pth")
-    log = workspace.train("nnUNetTrainerDMF_OtherMemory", "--c", code=1)
-    assert "cannot continue nnUNetTrainerDMF_OtherMemory" in log
-    assert "memory_size=20" in log
-    assert "-pretrained_weights" in log
-
-    checkpoint = torch.load(trained / "checkpoint_best.pth", weights_only=False)
-    del checkpoint["dmf"]
-    torch.save(checkpoint, other / "checkpoint_latest.pth")
-    assert "without DMF" in workspace.train("nnUNetTrainerDMF_OtherMemory", "--c", code=1)
-
-    whole = (trained / "checkpoint_best.pth").read_bytes()
-    (other / "checkpoint_latest.pth").write_bytes(whole[: len(whole) // 2])
-    log = workspace.train("nnUNetTrainerDMF_OtherMemory", "--c", code=1)
-    assert "checkpoint_latest.pth is damaged" in log
-
-
 # ------------------------------------------------- inside one process, for what no command shows
 
 
@@ -307,26 +293,120 @@ def build(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
     from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module
 
     from dmf_plugins.nnunet import TRAINERS
-    from dmf_plugins.nnunet.external import is_native
 
-    if not is_native():  # which reads its variables once, when it is imported
+    if isinstance(module.nnUNet_results, str):  # before 2.8 read once, when it is imported
         for name in ("nnUNet_preprocessed", "nnUNet_results"):
             monkeypatch.setattr(module, name, workspace.environment[name])
     base = workspace.root / "nnUNet_preprocessed" / "Dataset501_BUSI"
 
-    def make(trainer: str, **dataset):
+    def make(trainer: str | type, configuration=CONFIGURATION, device="cpu", **dataset):
         plans = json.loads((base / "nnUNetPlans.json").read_text())
         plans["continue_training"] = False
         content = {**json.loads((base / "dataset.json").read_text()), **dataset}
-        made = TRAINERS[trainer](plans, CONFIGURATION, 0, content, torch.device("cpu"))
+        made = TRAINERS[trainer] if isinstance(trainer, str) else trainer
+        made = made(plans, configuration, 0, content, torch.device(device))
         made.initialize()
         return made
 
     return make
 
 
+def test_learned_weights_are_refused_with_the_reason(build, monkeypatch):
+    from dmf_plugins.nnunet import TRAINERS
+
+    monkeypatch.setattr(TRAINERS["nnUNetTrainerDMF"], "dmf", {"weighting": "uncertainty"})
+    with pytest.raises(ValueError, match="builds its optimizer before the loss"):
+        build("nnUNetTrainerDMF")
+
+
+def test_other_settings_are_refused_by_name_or_taken_on_purpose(trained, build, monkeypatch):
+    from dmf_plugins.nnunet.finder import find_trainer
+
+    path = trained / "checkpoint_best.pth"
+    saved = torch.load(path, weights_only=False)["dmf"]
+    mine = find_trainer("nnUNetTrainerDMF_Mine")
+    other = type(f"{mine.__name__}Other", (mine,), {"dmf": {**mine.dmf, "gamma0": 2.0}})
+
+    def resume(**attributes: str):
+        trainer = build(type(other.__name__, (other,), attributes))
+        trainer.load_checkpoint(str(path))
+        return trainer
+
+    with pytest.raises(
+        RuntimeError, match=r"gamma0=5\.0 in the saved run, 2\.0 now.*DMF_RESUME=new"
+    ):
+        resume().run_training()
+    resume().perform_actual_validation()  # --val takes any
+    assert resume(dmf_resume="new").loss.loss.fusion.step == saved["step"]
+    monkeypatch.setenv("DMF_RESUME", "new")
+    continued = resume()
+    assert continued._dmf_resume_error is None
+    assert torch.equal(continued.loss.loss.weights, saved["weights"])
+    monkeypatch.setenv("DMF_RESUME", "afresh")
+    begun = resume()
+    assert begun._dmf_resume_error is None
+    assert begun.current_epoch > 0
+    assert begun.loss.loss.fusion.step == 0
+    monkeypatch.setenv("DMF_RESUME", "yes")
+    with pytest.raises(RuntimeError, match="'yes', not same, new or afresh"):
+        resume().run_training()
+
+
+def test_a_checkpoint_without_a_memory_or_damaged(trained, build, tmp_path):
+    path = tmp_path / "checkpoint_latest.pth"
+    checkpoint = torch.load(trained / "checkpoint_best.pth", weights_only=False)
+    del checkpoint["dmf"]
+    torch.save(checkpoint, path)
+    trainer = build("nnUNetTrainerDMF")
+    trainer.load_checkpoint(str(path))
+    with pytest.raises(RuntimeError, match=r"without DMF.*-pretrained_weights"):
+        trainer.run_training()
+    whole = path.read_bytes()
+    for size in (len(whole) // 2, len(whole) - 100, 0):
+        path.write_bytes(whole[:size])
+        with pytest.raises(RuntimeError, match=r"checkpoint_latest\.pth is damaged.*Remove it"):
+            trainer.load_checkpoint(str(path))
+    with pytest.raises(FileNotFoundError):
+        trainer.load_checkpoint(str(tmp_path / "checkpoint_final.pth"))
+
+
+def test_an_intact_checkpoint_is_never_called_damaged(build, tmp_path, monkeypatch):
+    """Trainers with warm-up read by torch's safe loading, which refuses nnU-Net's own numbers."""
+    from nnunetv2.training.nnUNetTrainer.variants.lr_schedule.nnUNetTrainer_warmup import (
+        nnUNetTrainer_warmup,
+    )
+
+    from dmf_plugins.nnunet import DMFTrainerMixin
+
+    trainer = build(type("Warm", (DMFTrainerMixin, nnUNetTrainer_warmup), {}))
+    trainer._best_ema = np.float64(0.5)  # as after an epoch
+    path = str(tmp_path / "checkpoint_latest.pth")
+    trainer.save_checkpoint(path)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only"):
+        trainer.load_checkpoint(path)
+    assert "is whole" in Path(trainer.log_file).read_text()
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    trainer.load_checkpoint(path)
+    assert trainer._best_ema == 0.5
+    assert trainer._dmf_resume_error is None
+
+    checkpoint = torch.load(path, weights_only=False)
+    checkpoint["network_weights"].popitem()
+    torch.save(checkpoint, path)
+    with pytest.raises(RuntimeError, match="Missing key") as raised:
+        trainer.load_checkpoint(path)
+    assert "damaged" not in str(raised.value)
+
+
+def test_gpus_that_are_missing_are_told_before_the_work(build):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(RuntimeError, match=r"wants 1 GPU\(s\) and finds 0: -device cpu"):
+        build("nnUNetTrainerDMF", device="cuda")
+
+
 def test_every_documented_trainer_is_found_and_pickles(workspace, build):
-    from dmf_plugins.nnunet.external import find_trainer
+    from dmf_plugins.nnunet.finder import find_trainer
 
     names = ["nnUNetTrainerDMF", "nnUNetTrainerDMF_Fixed", "nnUNetTrainerDMF_Quick"]
     names += [
@@ -361,7 +441,7 @@ def test_scales_are_combined_per_term_and_recorded_once(build):
     expected = 0.75 * loss.loss.terms(outputs[0], targets[0]).values
     expected = expected + 0.25 * loss.loss.terms(outputs[1], targets[1]).values
     total = loss(outputs, targets)
-    torch.testing.assert_close(loss.loss.last["terms"], expected.detach())
+    torch.testing.assert_close(loss.loss.last["terms"], expected[:3].detach())
     assert loss.loss.fusion.step == 1
     total.backward()
     assert all(output.grad.abs().sum() > 0 for output in outputs)
@@ -389,8 +469,81 @@ def test_ignore_label_and_regions(build):
     target = torch.rand(2, 3, 64, 64) > 0.5
     plain = regions.loss.loss.terms(logits, target[:, :2], mask=~target[:, 2:]).values
     regions.loss(logits, target)
-    torch.testing.assert_close(regions.loss.loss.last["terms"], plain.detach())
+    torch.testing.assert_close(regions.loss.loss.last["terms"], plain[:3].detach())
     assert regions.loss.loss.fusion.step == 1
+
+
+def stock_trainers() -> list[type]:
+    """Every trainer in nnU-Net's package, but for networks too large for a test."""
+    package = importlib.import_module("nnunetv2.training.nnUNetTrainer")
+    modules = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    found = [
+        value
+        for module in [importlib.import_module(info.name) for info in modules if not info.ispkg]
+        for value in vars(module).values()
+        if isinstance(value, type) and value.__module__ == module.__name__
+    ]
+    base = importlib.import_module(f"{package.__name__}.nnUNetTrainer").nnUNetTrainer
+    large = re.compile(r"Primus(V\d|_)[BML]")  # as Primus S, but for the size
+    return [t for t in found if issubclass(t, base) and not large.search(t.__name__)]
+
+
+def volumes(trainer) -> tuple:
+    """Generated batches of the 3-D plan, as nnU-Net's loaders give them."""
+    shape = (2, 1, *trainer.configuration_manager.patch_size)
+    scales = trainer._get_deep_supervision_scales()
+
+    def batches():
+        while True:
+            target = torch.randint(0, 2, shape).float()
+            factors = [round(1 / scale[0]) for scale in scales or []]
+            targets = [target[(..., *[slice(None, None, f)] * 3)] for f in factors]
+            yield {"data": torch.randn(shape), "target": targets or target}
+
+    return batches(), batches()
+
+
+def test_every_trainer_of_nnunet_trains_with_the_mixin(workspace, build, capsys):
+    """Two steps each; one that stock nnU-Net cannot train either, here or at all, is left out."""
+    from dmf_plugins.nnunet import DMFTrainerMixin
+
+    def train(trainer_class: type, configuration: str) -> str:
+        """What went wrong, empty if nothing did."""
+        try:
+            trainer = build(trainer_class, configuration)
+            trainer.num_epochs, trainer.disable_checkpointing = 1, True
+            trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 2, 1
+            trainer.run_training()
+        except BaseException as error:
+            return f"{type(error).__name__}: {error}"
+        if issubclass(trainer_class, DMFTrainerMixin):
+            assert len(pd.read_csv(Path(trainer.output_folder) / "dmf_log.csv")) == 2
+            told = re.search(r"DMF replaces the loss of (.*)", Path(trainer.log_file).read_text())
+            replaced[trainer_class.__name__] = told and told.group(1)
+        return ""
+
+    trained, left_out, failed, replaced = [], {}, {}, {}
+    for stock in stock_trainers():
+        volumetric = "Primus" in stock.__name__
+        options = {"get_dataloaders": volumes} if volumetric else {}
+        configuration = "3d_tiny" if volumetric else CONFIGURATION
+        mixed = type(f"{stock.__name__}DMF", (DMFTrainerMixin, stock), options)
+        if not (problem := train(mixed, configuration)):
+            trained.append(stock.__name__)
+        elif reason := train(type(stock.__name__, (stock,), options), configuration):
+            left_out[stock.__name__] = reason
+        else:
+            failed[stock.__name__] = problem
+    with capsys.disabled():
+        print(f"\n{len(trained)} trainers of nnU-Net train with the mixin")
+        print("\n".join(f"left out {name}: {reason}" for name, reason in left_out.items()))
+    assert not failed
+    assert {name: loss for name, loss in replaced.items() if loss} == {
+        f"{name}DMF": f"{builder or name} ({loss})"
+        for name, builder, loss in (("nnUNetTrainerDiceLoss", "", "MemoryEfficientSoftDiceLoss"),)
+    }
+    assert len(trained) >= 50
+    assert {"nnUNetTrainer_warmup", "nnUNetTrainerDA5", "nnUNet_Primus_S_Trainer"} <= set(trained)
 
 
 @pytest.mark.parametrize("scheme", ["ignore", "regions"])

@@ -89,7 +89,7 @@ def test_the_nnunet_commands_run(phantoms, tmp_path):
     # what the README says to add without a GPU
     no_gpu = re.compile(r"^(nnUNetv2_(?:train|predict) .*)$", re.MULTILINE)
     script = no_gpu.sub(r"\1 -device cpu", block("nnunet"))
-    run_block("dmf link-nnunet\n" + script, tmp_path)  # needed before nnU-Net 2.8
+    run_block(script, tmp_path)
     names = sorted(p.name for p in (tmp_path / "predictions").glob("*.png"))
     assert names == ["benign (1).png", "benign (2).png"]
 

@@ -1,4 +1,4 @@
-"""Commands about the installation: paths, copy-configs, link-nnunet, doctor, export."""
+"""Commands about the installation: paths, copy-configs, doctor, export."""
 
 from __future__ import annotations
 
@@ -45,29 +45,13 @@ def copy_configs(
     typer.echo(f"wrote {output}")
 
 
-@app.command("link-nnunet", epilog="Example: dmf link-nnunet")
-def link_nnunet(
-    remove: Annotated[bool, typer.Option("--remove", help="Undo it.")] = False,
-) -> None:
-    """Teach nnU-Net 2.6 and 2.7 the variable nnUNet_extTrainer, by a module in nnU-Net's package."""
-    with needs("nnunet"):
-        from dmf_plugins.nnunet.external import is_native, link, linked, unlink
-
-    if remove:
-        typer.echo(f"removed {linked()}" if unlink() else "nothing to remove")
-    elif is_native():
-        typer.echo("this nnU-Net knows nnUNet_extTrainer; nothing to do")
-    else:
-        typer.echo(f"wrote {link()}; it finds what nnUNet_extTrainer names")
-
-
 @app.command(epilog="Example: dmf doctor")
 def doctor(
     json_output: Annotated[
         bool, typer.Option("--json", help="Print the findings for a script.")
     ] = False,
 ) -> None:
-    """Check this installation; say what is wrong and the command that mends it (exit code 1)."""
+    """Check this installation; say what is wrong and the command that fixes it (exit code 1)."""
     from dmf_plugins.doctor import as_json, examine, is_broken
 
     findings = []

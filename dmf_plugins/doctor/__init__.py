@@ -1,4 +1,4 @@
-"""What could be wrong with an installation, and the command that mends it."""
+"""What could be wrong with an installation, and the command that fixes it."""
 
 from dmf_plugins.doctor.checks import Finding, as_json, examine, installed, is_broken
 

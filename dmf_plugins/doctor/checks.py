@@ -1,4 +1,4 @@
-"""The checks, in the order a reader mends things."""
+"""The checks, in the order a reader fixes things."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from typing import Literal
 from packaging.version import Version
 
 from dmf_plugins.doctor.interpreter import Interpreter, ProbeError
-from dmf_plugins.paths import bundled
 
 Status = Literal["ok", "warning", "error", "skipped"]
 NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 BUILD_MMCV = (
     "pip install 'setuptools<81' wheel ninja psutil && pip uninstall -y mmcv mmcv-lite && "
     "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir 'mmcv==2.1.0'"
+)
+# nnU-Net looks for trainers in its own package alone before 2.8
+COPY_TRAINERS = (
+    'cp "$(dmf paths --nnunet)/dmf.py" '
+    "\"$(python -c 'import nnunetv2; print(*nnunetv2.__path__)')/training/nnUNetTrainer/variants\""
 )
 
 
@@ -45,7 +49,7 @@ def examine() -> Iterator[Finding]:
 
 
 def is_broken(findings: list[Finding]) -> bool:
-    """Whether something needs mending."""
+    """Whether something needs fixing."""
     return any(finding.status == "error" for finding in findings)
 
 
@@ -117,20 +121,19 @@ def _nnunet(python: Interpreter) -> Iterator[Finding]:
     if Version(found) < Version("2.6"):
         yield Finding("nnU-Net", "error", f"{found} is too old", "pip install -U nnunetv2")
         return
-    code = "from dmf_plugins.nnunet.external import knows_variable as k; print(k())"
-    answer = _ask(python, "nnU-Net", code, "pip install -U 'dmf-plugins[nnunet]'", f"{found}: ")
+    answer = _ask(
+        python,
+        "nnU-Net",
+        "import nnunetv2; print('imported')",
+        "pip install -U nnunetv2",
+        f"{found}: ",
+    )
     if isinstance(answer, Finding):
         yield answer
         return
-    knows = answer == "True"
-    if knows:
-        yield Finding("nnU-Net", "ok", found)
-    else:
-        detail = f"{found} does not know nnUNet_extTrainer"
-        yield Finding("nnU-Net", "error", detail, "dmf link-nnunet")
+    yield Finding("nnU-Net", "ok", found)
     yield from _nnunet_folders()
-    if knows:
-        yield from _nnunet_trainers(python)
+    yield from _nnunet_trainers(python, knows_variable=Version(found) >= Version("2.8"))
 
 
 def _nnunet_folders() -> Iterator[Finding]:
@@ -143,40 +146,41 @@ def _nnunet_folders() -> Iterator[Finding]:
             yield Finding(name, status, "not set; nnU-Net's commands need it", fix)
             continue
         folder = Path(os.environ[name])
-        if not folder.is_dir():
-            yield Finding(name, "error", f"{folder} is not a folder", f"mkdir -p '{folder}'")
-        elif not _writable(folder):
-            yield Finding(name, "error", f"{folder} cannot be written", fix)
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            yield Finding(name, "error", f"{there} is not a folder", fix)
+        elif not _writable(there):
+            yield Finding(name, "error", f"{there} cannot be written", fix)
         else:
-            yield Finding(name, "ok", str(folder))
+            later = "" if there == folder else ", made when it is needed"
+            yield Finding(name, "ok", f"{folder}{later}")
 
 
-def _nnunet_trainers(python: Interpreter) -> Iterator[Finding]:
-    variable, ours = "nnUNet_extTrainer", str(bundled("nnunet_trainers"))
-    fix = f'export {variable}="$(dmf paths --nnunet)"'
-    value = os.environ.get(variable)
-    if not value:
-        status: Status = (
-            "error" if any(os.environ.get(name) for name in NNUNET_FOLDERS) else "warning"
-        )
-        yield Finding(variable, status, "not set; nnU-Net does not find the trainers", fix)
-        return
-    absent = [part for part in value.split(os.pathsep) if part and not Path(part).is_dir()]
-    if absent:
-        yield Finding(variable, "error", f"{absent[0]} is not a folder", fix)
-        return
+def _nnunet_trainers(python: Interpreter, knows_variable: bool) -> Iterator[Finding]:
+    name, fix = "nnU-Net's trainers", COPY_TRAINERS
+    if knows_variable:
+        name, fix = "nnUNet_extTrainer", 'export nnUNet_extTrainer="$(dmf paths --nnunet)"'
+        value = os.environ.get(name)
+        if not value:
+            in_use = any(os.environ.get(folder) for folder in NNUNET_FOLDERS)
+            detail = "not set; nnU-Net does not find the trainers"
+            yield Finding(name, "error" if in_use else "warning", detail, fix)
+            return
+        absent = [part for part in value.split(os.pathsep) if part and not Path(part).is_dir()]
+        if absent:
+            yield Finding(name, "error", f"{absent[0]} is not a folder", fix)
+            return
     code = (
-        "from dmf_plugins.nnunet.external import find_trainer\n"
+        "from dmf_plugins.nnunet.finder import find_trainer\n"
         "found = find_trainer('nnUNetTrainerDMF')\n"
         "assert found, 'no module there has it'\n"
         "print(found.__module__)"
     )
-    failure = f"nnU-Net does not find nnUNetTrainerDMF in {value}: "
-    answer = _ask(python, variable, code, f"{fix}  # here: {ours}", failure)
+    answer = _ask(python, name, code, fix, "nnU-Net does not find nnUNetTrainerDMF: ")
     if isinstance(answer, Finding):
         yield answer
     else:
-        yield Finding(variable, "ok", f"nnUNetTrainerDMF found ({answer})")
+        yield Finding(name, "ok", f"nnUNetTrainerDMF found ({answer})")
 
 
 def _mmseg(python: Interpreter) -> Iterator[Finding]:

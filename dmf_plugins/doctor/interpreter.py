@@ -36,7 +36,7 @@ class Interpreter:
     """Runs pieces of code, one after the other, in a process of this environment.
 
     What one piece has imported is there for the next, which makes a dozen of them affordable. After
-    one that failed the process is replaced, so that no half-imported package spoils what follows.
+    one that failed the process is replaced, so that no half-imported package harms what follows.
     """
 
     def __init__(self) -> None:

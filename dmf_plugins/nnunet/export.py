@@ -11,7 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from dmf_plugins.atomic import building, check_target
 from dmf_plugins.errors import DataError, UsageError
-from dmf_plugins.nnunet.external import find_trainer
+from dmf_plugins.nnunet.finder import find_trainer
 from dmf_plugins.nnunet.mixin import CHECKPOINT_KEY
 from dmf_plugins.nnunet.trainers import TRAINERS
 from dmf_plugins.paths import lies_in

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from dmf_plugins.core.config import DMFConfig
 from dmf_plugins.losses.dmf import DMFLoss
@@ -19,6 +20,11 @@ from dmf_plugins.nnunet.loss import DeepSupervisionDMFLoss
 from dmf_plugins.report.recorder import Recorder
 
 CHECKPOINT_KEY = "dmf"
+_RESUME_HELP = (
+    "DMF_RESUME=new before the command goes on with the memory and the settings of now, "
+    'DMF_RESUME=afresh with an empty memory (so do dmf_resume = "new" and "afresh" in the class); '
+    "-pretrained_weights instead of --c starts a new training from its network"
+)
 
 if TYPE_CHECKING:  # for the type checker alone: it is mixed into a trainer
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as _Trainer
@@ -38,12 +44,14 @@ class DMFTrainerMixin(_Trainer):
 
     Beside nnU-Net's ``progress.png`` it keeps ``dmf_log.csv`` (one row a training step) and
     ``dmf_dynamics.png``. The memory travels in nnU-Net's checkpoints, which stock nnU-Net still
-    reads. Under multi-GPU training the recorded values are the mean over the GPUs and region terms
+    reads. ``--c`` refuses other settings than the checkpoint's, unless :attr:`dmf_resume` or the
+    environment variable ``DMF_RESUME`` is ``new`` (go on with them) or ``afresh`` (empty memory). Under multi-GPU training the recorded values are the mean over the GPUs and region terms
     are pooled over each GPU's share of the batch.
     """
 
     dmf: ClassVar[Mapping[str, Any]] = {}
     dmf_loss: ClassVar[Mapping[str, Any]] = {}
+    dmf_resume: ClassVar[str] = "same"
 
     loss: DeepSupervisionDMFLoss
     _dmf: Recorder
@@ -79,6 +87,16 @@ class DMFTrainerMixin(_Trainer):
             weights[-1] = 1e-6 if self.is_ddp and not self._do_i_compile() else 0
         return list(weights / weights.sum())
 
+    def initialize(self) -> None:
+        wanted = dist.get_world_size() if self.is_ddp else 1
+        found = torch.cuda.device_count()
+        if self.device.type == "cuda" and found < wanted:
+            raise RuntimeError(
+                f"the training wants {wanted} GPU(s) and finds {found}: "
+                + (f"-num_gpus {found}" if found else "-device cpu trains without any, slowly")
+            )
+        super().initialize()
+
     def on_train_start(self) -> None:
         if self._dmf_resume_error is not None:
             raise RuntimeError(self._dmf_resume_error)
@@ -91,8 +109,23 @@ class DMFTrainerMixin(_Trainer):
             main=self.local_rank == 0,
             epoch_steps=self.num_iterations_per_epoch,
         )
+        if replaced := self._replaced_loss():
+            self.print_to_log_file(f"DMF replaces the loss of {replaced}")
         # rows of epochs that are about to be trained again would be stale
         self._dmf.start(self.current_epoch)
+
+    def _replaced_loss(self) -> str:
+        """Class that would build another loss than nnU-Net's usual one, and what it would be."""
+        bases = type(self).__mro__
+        bases = bases[bases.index(DMFTrainerMixin) + 1 :]
+        builder = next(base for base in bases if "_build_loss" in vars(base))
+        if builder.__name__ == "nnUNetTrainer":
+            return ""
+        try:
+            loss = super()._build_loss()
+        except Exception:  # it may refuse this data set, which is no longer of interest
+            return builder.__name__
+        return f"{builder.__name__} ({type(getattr(loss, 'loss', loss)).__name__})"
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
@@ -131,7 +164,7 @@ class DMFTrainerMixin(_Trainer):
             return
         buffer.seek(0)
         checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
-        checkpoint[CHECKPOINT_KEY] = self.loss.loss.fusion.state_dict_dmf()
+        checkpoint[CHECKPOINT_KEY] = self.loss.loss.state_dict_dmf()
         partial = f"{filename}.partial"
         torch.save(checkpoint, partial)
         os.replace(partial, filename)
@@ -142,34 +175,54 @@ class DMFTrainerMixin(_Trainer):
         A state that is missing or does not fit does not stand in the way of ``--val``; continuing
         the training with it is an error.
         """
+        path = filename_or_checkpoint if isinstance(filename_or_checkpoint, str) else None
         try:
             super().load_checkpoint(filename_or_checkpoint)
-            checkpoint = (
-                # mapped, so that only our few numbers are read a second time
-                torch.load(
-                    filename_or_checkpoint, map_location="cpu", weights_only=False, mmap=True
+        except Exception as error:
+            if path and os.path.isfile(path) and _is_damaged(path):
+                others = sorted(p.name for p in Path(path).parent.glob("*.pth"))
+                raise RuntimeError(
+                    f"{path} is damaged ({error}). Remove it to continue from another checkpoint; "
+                    f"there are: {', '.join(others)}"
+                ) from error
+            if isinstance(error, pickle.UnpicklingError):
+                self.print_to_log_file(
+                    f"{path} is whole, but this trainer reads it by torch's safe loading, which no "
+                    "checkpoint of nnU-Net passes. If you trust it, put "
+                    "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 before the command"
                 )
-                if isinstance(filename_or_checkpoint, str)
-                else filename_or_checkpoint
-            )
-        except (EOFError, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError) as error:
-            if "PytorchStreamReader" not in str(error) and isinstance(error, RuntimeError):
-                raise
-            others = sorted(p.name for p in Path(str(filename_or_checkpoint)).parent.glob("*.pth"))
-            raise RuntimeError(
-                f"{filename_or_checkpoint} is damaged ({error}). Remove it to continue from another "
-                f"checkpoint; there are: {', '.join(others)}"
-            ) from error
-        state = checkpoint.get(CHECKPOINT_KEY)
-        self._dmf_resume_error = None
+            raise
+        # mapped, so that only our few numbers are read a second time
+        checkpoint = (
+            torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+            if path
+            else filename_or_checkpoint
+        )
         try:
-            if state is None:
-                raise ValueError(f"it was written by {checkpoint.get('trainer_name')} without DMF")
-            self.loss.loss.fusion.load_state_dict_dmf(state)
+            self._dmf_resume_error = None
+            self._load_state(checkpoint)
         except ValueError as error:
             self._dmf_resume_error = (
-                f"cannot continue {type(self).__name__} from {filename_or_checkpoint}: {error}. To "
-                "start from its network weights with an empty memory, pass it as "
-                "-pretrained_weights instead of --c."
+                f"cannot continue {type(self).__name__} from {path}: {error}. {_RESUME_HELP}"
             )
             self.print_to_log_file(f"WARNING: no DMF state taken from the checkpoint: {error}")
+
+    def _load_state(self, checkpoint: Any) -> None:
+        resume: Any = os.environ.get("DMF_RESUME") or self.dmf_resume
+        if resume not in ("same", "new", "afresh"):
+            raise ValueError(f"DMF_RESUME or dmf_resume is {resume!r}, not same, new or afresh")
+        if resume == "afresh":
+            return
+        state = checkpoint.get(CHECKPOINT_KEY)
+        if state is None:
+            raise ValueError(f"it was written by {checkpoint.get('trainer_name')} without DMF")
+        self.loss.loss.load_state_dict_dmf(state, resume)
+
+
+def _is_damaged(path: str) -> bool:
+    """Whether a checkpoint cannot be read as the archive it is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is not None
+    except zipfile.BadZipFile:
+        return True

@@ -58,8 +58,7 @@ class Recorder:
         """Say what trains, and keep only logged rows whose ``column`` is less than ``before``."""
         if not self.main:
             return
-        describe = getattr(self.loss, "describe", self.loss.fusion.extra_repr)
-        self.say(f"DMF: {describe()}")
+        self.say(f"DMF: {self.loss.describe()}")
         if step := int(self.loss.fusion.step):
             self.say(f"DMF: resumed at step {step} with weights {self.named(self.loss.weights)}")
         self._skipped = int(self.loss.fusion.skipped)

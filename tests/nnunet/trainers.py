@@ -32,7 +32,3 @@ class nnUNetTrainerDMF_Mine(nnUNetTrainerDMF):
         if self.current_epoch == killed_in and len(self._dmf.pending) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().train_step(batch)
-
-
-class nnUNetTrainerDMF_OtherMemory(nnUNetTrainerDMF_Mine):
-    dmf = {**nnUNetTrainerDMF_Mine.dmf, "memory_size": 20}
