@@ -113,6 +113,18 @@ def test_every_place_names_this_version():
     assert f"\nversion: {__version__}\n" in citation
 
 
+def test_the_model_index_lists_every_config():
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    (entry,) = yaml.safe_load((ROOT / "model-index.yml").read_text(encoding="utf-8"))["Import"]
+    index = yaml.safe_load((ROOT / entry).read_text(encoding="utf-8"))
+    configs = {str(path.relative_to(ROOT)) for path in (ROOT / "mmseg_configs").glob("*.py")}
+    assert {model["Config"] for model in index["Models"]} == configs
+    assert {model["In Collection"] for model in index["Models"]} == {
+        collection["Name"] for collection in index["Collections"]
+    }
+    assert all(model["Name"] == Path(model["Config"]).stem for model in index["Models"])
+
+
 def test_a_failed_step_of_the_setup_shows_its_end_and_how_to_go_on(tmp_path):
     if shutil.which("make") is None or shutil.which("c++") is None:
         pytest.skip("make and a C++ compiler are not installed")
