@@ -66,7 +66,7 @@ def building(target: Path, kind: str, overwrite: bool = False) -> Iterator[Path]
             f"{target} is a mount point, which cannot be replaced; choose one below it"
         )
     with _beside(target) as folder:
-        _mark(folder, kind)
+        mark(folder, kind)
         yield folder
         if overwrite and target.exists():
             check_target(target, kind, overwrite)
@@ -85,7 +85,7 @@ def writing(target: Path, overwrite: bool = False) -> Iterator[Path]:
     target = Path(os.path.realpath(target))
     check_file(target, overwrite)
     with _beside(target) as folder:
-        partial = folder / f"file{target.suffix}"
+        partial = folder / f"{target.stem[:50]}{target.suffix}"  # leaves room to add to a long name
         yield partial
         os.replace(partial, target)
 
@@ -97,14 +97,15 @@ def claim(target: Path, kind: str, overwrite: bool = False) -> None:
         UsageError: ``target`` may not be replaced (see :func:`check_target`).
     """
     check_target(target, kind, overwrite)
-    target.mkdir(parents=True, exist_ok=True)
-    _mark(target, kind)  # first, so that a kill leaves a folder we may go on emptying
+    mark(target, kind)  # first, so that a kill leaves a folder we may go on emptying
     for path in target.iterdir():
         if path.name != MARK:
             _remove(path)
 
 
-def _mark(folder: Path, kind: str) -> None:
+def mark(folder: Path, kind: str) -> None:
+    """Make ``folder``, if need be, one that ``dmf KIND`` may replace."""
+    folder.mkdir(parents=True, exist_ok=True)
     content = {"written by": f"dmf {kind}", "kind": kind, "version": __version__}
     (folder / MARK).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
@@ -138,9 +139,10 @@ def _beside(target: Path) -> Iterator[Path]:
         where = error.filename
         if isinstance(where, str) and folder not in (Path(where), *Path(where).parents):
             raise
-        raise UsageError(
-            f"cannot write {target}: {error.strerror or error}; nothing was changed"
-        ) from error
+        reason = error.strerror or error
+        if isinstance(where, str) and where != str(folder):
+            reason = f"{Path(where).name}: {reason}"
+        raise UsageError(f"cannot write {target}: {reason}; nothing was changed") from error
     finally:
         _remove(folder)
 

@@ -25,6 +25,7 @@ from dmf_plugins.paths import bundled, lies_in
 DATASET_ID = 990
 TRAINER = "nnUNetTrainerDMF_Quick"
 CONFIGURATION = "2d_demo"
+DEVICES = ("cuda", "mps", "cpu")
 SIZE = (128, 128)  # the paper's
 BATCH_SIZE = 4  # what two CPU cores bear; nnU-Net plans larger batches for a GPU
 
@@ -37,7 +38,7 @@ def run_demo(
     """Run the demo in ``output``; ``data`` is a BUSI folder or zip, None generates phantoms.
 
     Raises:
-        UsageError: ``output`` or ``data`` is unsuitable, or nnU-Net is not installed.
+        UsageError: ``output``, ``data`` or ``device`` is unsuitable, or nnU-Net is not installed.
         DMFError: one of nnU-Net's commands failed.
     """
     start = time.monotonic()
@@ -47,6 +48,7 @@ def run_demo(
     if data is not None:
         _check_data(data, output)
     check_target(output, "demo", overwrite)
+    device = usable_device(device)
     os.environ["nnUNet_extTrainer"] = str(bundled("nnunet_trainers"))
     from dmf_plugins.nnunet.finder import find_trainer
 
@@ -59,7 +61,6 @@ def run_demo(
     for folder in folders.values():
         folder.mkdir()
     os.environ.update({name: str(folder) for name, folder in folders.items()})
-    device = device or _best_device()
 
     _headline("1/5 data")
     if data is None:
@@ -132,6 +133,26 @@ def run_demo(
         console.print(f"{name}: {path}", soft_wrap=True, highlight=False)
 
 
+def usable_device(name: str | None) -> str:
+    """A device as nnU-Net's ``-device`` takes it; None for the best there is.
+
+    Raises:
+        UsageError: nnU-Net does not know it, or this machine does not have it.
+    """
+    if name not in (None, *DEVICES):
+        raise UsageError(
+            f"--device must be {', '.join(DEVICES)}, got {name!r}; choose a GPU by CUDA_VISIBLE_DEVICES"
+        )
+    import torch
+
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if found.get(name or "cuda", True):
+        return name or "cuda"
+    if name is None:
+        return "cpu"
+    raise UsageError(f"--device {name}: torch finds none on this machine; use --device cpu")
+
+
 def _check_data(data: Path, output: Path) -> None:
     if not data.exists():
         raise UsageError(f"{data} does not exist; give a BUSI folder or zip")
@@ -158,12 +179,6 @@ def _call(command: str, *arguments: object, env: dict[str, str] | None = None) -
     result = subprocess.run([sys.executable, *line], env=env, check=False)
     if result.returncode != 0:
         raise DMFError(f"{command} failed with exit code {result.returncode}; its output is above")
-
-
-def _best_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _add_configuration(preprocessed: Path) -> None:

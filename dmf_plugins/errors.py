@@ -1,4 +1,4 @@
-"""Errors a user can mend. The command line prints their text without a traceback."""
+"""Errors a user can fix. The command line prints their text without a traceback."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ class DataError(DMFError):
     """An input file is missing, unreadable or contradicts another."""
 
     exit_code = 1
+
+
+def describe(error: OSError) -> str:
+    """File and reason, as far as the system names them."""
+    reason = error.strerror or str(error)
+    return reason if error.filename is None else f"{error.filename}: {reason}"
 
 
 @contextmanager

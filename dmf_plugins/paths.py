@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dmf_plugins.errors import DMFError
+from dmf_plugins.errors import DataError, DMFError
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -14,6 +14,29 @@ def lies_in(path: Path, folder: Path) -> bool:
     """Whether ``path`` is ``folder`` or below it, by any link; unlike ``resolve``, a loop of links is
     no error."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def regular(path: Path) -> Path:
+    """``path``, if it is a file to read; a pipe or a device would make the reader wait for ever.
+
+    Raises:
+        DataError: it is none.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is not a regular file; remove or replace it")
+    return path
+
+
+def read(path: Path) -> bytes:
+    """Content of a regular file.
+
+    Raises:
+        DataError: it is none, or cannot be read; the message names it.
+    """
+    try:
+        return regular(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
 def bundled(name: str) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -15,9 +17,23 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
+    # --out is what some commands said before 0.2
+    context_settings={"token_normalize_func": lambda name: "output" if name == "out" else name},
 )
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
+
+def path(text: str) -> Path:
+    """A path on the command line; an empty one would be the working directory."""
+    if not text:
+        raise typer.BadParameter("it is empty; is a variable not set?")
+    return Path(text)
+
+
+# where the output was given before 0.2
+LastArgument = Annotated[
+    Optional[Path], typer.Argument(metavar="OUT", parser=path, hidden=True, show_default=False)
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what dmf wrote earlier.")]
 Size = Annotated[Optional[str], typer.Option(help="Resize to WIDTHxHEIGHT or a square, e.g. 128.")]
 
 
@@ -33,7 +49,17 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError("the working directory is gone; cd to one that exists") from error
+
+
+def one_output(output: Path | None, last: Path | None) -> Path:
+    """The output, given by option or as last argument; raises ``UsageError`` unless it is one of them."""
+    if (output is None) == (last is None):
+        raise UsageError("give one output, as --output PATH")
+    return output or last  # type: ignore[return-value]
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from dmf_plugins.cli.app import Overwrite, Size, app, parse_size
+from dmf_plugins.cli.app import LastArgument, Overwrite, Size, app, one_output, parse_size, path
 
 
 class Framework(str, Enum):
@@ -35,13 +35,16 @@ SigmaSpace = Annotated[float, typer.Option(help="Bilateral filter: sigma_s, pixe
 )
 def convert(
     dataset: Annotated[str, typer.Argument(help="Data set to read: busi, busc or bus.")],
-    source: Annotated[Path, typer.Argument(help="Folder or zip, as downloaded.")],
+    source: Annotated[Path, typer.Argument(parser=path, help="Folder or zip, as downloaded.")],
     to: Annotated[Framework, typer.Option(help="Framework to write for.")],
     dataset_id: Annotated[
         Optional[int], typer.Option(help="nnU-Net data set number, 1..999.")
     ] = None,
     output: Annotated[
-        Optional[Path], typer.Option(help="Where to put it; for nnU-Net default $nnUNet_raw.")
+        Optional[Path],
+        typer.Option(
+            "--output", "-o", parser=path, help="Where to put it; for nnU-Net default $nnUNet_raw."
+        ),
     ] = None,
     labels: Annotated[Labels, typer.Option(help="One lesion class, or two.")] = Labels.lesion,
     include_normal: Annotated[
@@ -97,10 +100,15 @@ def convert(
         console.print(f"  {step}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command("filter", epilog="Example: dmf filter new_images/ filtered/ --nnunet")
+@app.command("filter", epilog="Example: dmf filter new_images/ --output filtered/ --nnunet")
 def filter_command(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Image, or folder of images.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="PNG file, or folder.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", parser=path, help="Image, or folder of images.")
+    ],
+    last: LastArgument = None,
+    output: Annotated[
+        Optional[Path], typer.Option("--output", "-o", parser=path, help="PNG file, or folder.")
+    ] = None,
     diameter: Diameter = 9,
     sigma_color: SigmaColor = 75.0,
     sigma_space: SigmaSpace = 75.0,
@@ -113,6 +121,7 @@ def filter_command(
     """Filter images the way the converter does, before predicting on them."""
     from dmf_plugins.data import BilateralParameters, filter_images
 
+    output = one_output(output, last)
     written = filter_images(
         source,
         output,

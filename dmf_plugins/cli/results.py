@@ -8,19 +8,25 @@ from typing import Annotated, Optional
 import typer
 
 from dmf_plugins.atomic import check_file, check_target, writing
-from dmf_plugins.cli.app import Overwrite, app
+from dmf_plugins.cli.app import LastArgument, Overwrite, app, one_output, path
 from dmf_plugins.errors import UsageError
 
 
-@app.command(epilog="Example: dmf evaluate predictions raw/Dataset501_BUSI/labelsTs --out report")
+@app.command(
+    epilog="Example: dmf evaluate predictions raw/Dataset501_BUSI/labelsTs --output report"
+)
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(metavar="PRED", help="Folder of predictions.")],
-    truth: Annotated[Path, typer.Argument(metavar="GT", help="Folder of label maps.")],
+    predictions: Annotated[
+        Path, typer.Argument(metavar="PRED", parser=path, help="Folder of predictions.")
+    ],
+    truth: Annotated[Path, typer.Argument(metavar="GT", parser=path, help="Folder of label maps.")],
     labels: Annotated[
         Optional[str],
         typer.Option(help="Like benign=1,malignant=2, or a dataset.json; default the one near GT."),
     ] = None,
-    out: Annotated[Optional[Path], typer.Option(help="Folder of the report.")] = None,
+    output: Annotated[
+        Optional[Path], typer.Option("--output", "-o", parser=path, help="Folder of the report.")
+    ] = None,
     ignore_index: Annotated[
         Optional[int], typer.Option(help="Label whose pixels do not count.")
     ] = None,
@@ -28,8 +34,10 @@ def evaluate(
     partial: Annotated[
         bool, typer.Option("--partial", help="Accept label maps without a prediction.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap intervals.")] = 0,
-    workers: Annotated[Optional[int], typer.Option(help="Processes; default one a core.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap intervals.")] = 0,
+    workers: Annotated[
+        Optional[int], typer.Option(min=1, help="Processes; default one per core.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Score a folder of PNG or NIfTI predictions; report as CSV, JSON, Markdown and a picture."""
@@ -37,8 +45,8 @@ def evaluate(
     from dmf_plugins.metrics.labelmaps import parse_labels
     from dmf_plugins.report.evaluation import evaluation_markdown, write_evaluation
 
-    if out is not None:
-        check_target(out, "evaluate", overwrite)
+    if output is not None:
+        check_target(output, "evaluate", overwrite)
     evaluation = evaluate_folders(
         predictions,
         truth,
@@ -51,45 +59,56 @@ def evaluate(
         progress=True,
     )
     typer.echo(evaluation_markdown(evaluation), nl=False)
-    if out is not None:
-        write_evaluation(evaluation, out, overwrite)
-        typer.echo(f"wrote {out}")
+    if output is not None:
+        write_evaluation(evaluation, output, overwrite)
+        typer.echo(f"wrote {output}")
 
 
 @app.command(epilog="Example: dmf compare report_dmf report_stock")
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Reports of dmf evaluate.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", parser=path, help="Reports of dmf evaluate.")
+    ],
     score: Annotated[str, typer.Option(help="dice, iou, precision, recall or f1.")] = "dice",
     reference: Annotated[
-        Optional[Path], typer.Option(help="Compare every run with this one alone.")
+        Optional[Path], typer.Option(parser=path, help="Compare every run with this one alone.")
     ] = None,
-    out: Annotated[Optional[Path], typer.Option(help="CSV file to write.")] = None,
+    output: Annotated[
+        Optional[Path], typer.Option("--output", "-o", parser=path, help="CSV file to write.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Paired Wilcoxon tests between runs on the same images, Holm-corrected."""
     from dmf_plugins.metrics.compare import compare_runs
     from dmf_plugins.report.evaluation import comparison_markdown
 
-    if out is not None:
-        check_file(out, overwrite)
+    if output is not None:
+        check_file(output, overwrite)
     table = compare_runs(runs, score, reference=reference)
     typer.echo(comparison_markdown(table, score), nl=False)
-    if out is not None:
-        with writing(out, overwrite) as partial:
+    if output is not None:
+        with writing(output, overwrite) as partial:
             table.to_csv(partial, index=False)
-        typer.echo(f"wrote {out}")
+        typer.echo(f"wrote {output}")
 
 
-@app.command(epilog="Example: dmf plot results/fold_0/dmf_log.csv weights.svg")
+@app.command(epilog="Example: dmf plot results/fold_0/dmf_log.csv --output weights.svg")
 def plot(
-    log: Annotated[Path, typer.Argument(help="A dmf_log.csv, or the folder it is in.")],
-    output: Annotated[Path, typer.Argument(help="Picture to write: .png, .svg or .pdf.")],
+    log: Annotated[
+        Path, typer.Argument(parser=path, help="A dmf_log.csv, or the folder it is in.")
+    ],
+    last: LastArgument = None,
+    output: Annotated[
+        Optional[Path],
+        typer.Option("--output", "-o", parser=path, help="Picture to write: .png, .svg or .pdf."),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Draw weights, terms and gamma of a training."""
     from dmf_plugins.report.dynamics import plot_dynamics
     from dmf_plugins.report.log import LOG_NAME
 
+    output = one_output(output, last)
     if log.is_dir():
         log = log / LOG_NAME
     if not log.is_file():

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from dmf_plugins.cli.app import Overwrite, app
+from dmf_plugins.cli.app import LastArgument, Overwrite, app, one_output, path
 from dmf_plugins.errors import UsageError, needs
 
 
@@ -28,9 +28,12 @@ def paths(
     typer.echo(bundled("nnunet_trainers" if nnunet else "mmseg_configs"))
 
 
-@app.command("copy-configs", epilog="Example: dmf copy-configs my_project/dmf_configs")
+@app.command("copy-configs", epilog="Example: dmf copy-configs --output my_project/dmf_configs")
 def copy_configs(
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],
+    last: LastArgument = None,
+    output: Annotated[
+        Optional[Path], typer.Option("--output", "-o", parser=path, help="Folder to create.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Copy the MMSegmentation configs next to your own, to inherit from by a relative path."""
@@ -39,6 +42,7 @@ def copy_configs(
     from dmf_plugins.atomic import building
     from dmf_plugins.paths import bundled
 
+    output = one_output(output, last)
     with building(output, "copy-configs", overwrite) as folder:
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(bundled("mmseg_configs"), folder, dirs_exist_ok=True, ignore=ignore)
@@ -74,31 +78,48 @@ def doctor(
 )
 def export(
     model: Annotated[
-        Path, typer.Argument(help="nnU-Net's model folder, or MMSegmentation's work directory.")
+        Path,
+        typer.Argument(
+            parser=path, help="nnU-Net's model folder, or MMSegmentation's work directory."
+        ),
     ],
+    last: LastArgument = None,
     output: Annotated[
         Optional[Path],
-        typer.Argument(help="Folder to write; for nnU-Net default the stock trainer's."),
+        typer.Option(
+            "--output",
+            "-o",
+            parser=path,
+            help="Folder to write; for nnU-Net default the stock trainer's.",
+        ),
     ] = None,
     config: Annotated[
-        Optional[Path], typer.Option(help="MMSegmentation: config, if not the one left there.")
+        Optional[Path],
+        typer.Option(parser=path, help="MMSegmentation: config, if not the one left there."),
     ] = None,
     checkpoint: Annotated[
-        Optional[Path], typer.Option(help="MMSegmentation: checkpoint, default the best.")
+        Optional[Path],
+        typer.Option(parser=path, help="MMSegmentation: checkpoint, default the best."),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Copy a trained model so that it predicts without this plug-in installed."""
     if not model.is_dir():
         raise UsageError(f"{model} is not a folder; give a model folder or a work directory")
+    if output is not None or last is not None:
+        output = one_output(output, last)
     if (model / "plans.json").is_file():
+        if config is not None or checkpoint is not None:
+            raise UsageError(
+                f"{model} is an nnU-Net model; --config and --checkpoint are MMSegmentation's"
+            )
         with needs("nnunet"):
             from dmf_plugins.nnunet.export import export_nnunet
         written = export_nnunet(model, output, overwrite=overwrite)
         typer.echo(f"wrote {written}; run it with: nnUNetv2_predict_from_modelfolder -m {written}")
         return
     if output is None:
-        raise UsageError("for an MMSegmentation model give the folder to write")
+        raise UsageError("for an MMSegmentation model give --output FOLDER")
     with needs("mmseg"):
         from dmf_plugins.mmseg.export import export_mmseg
     export_mmseg(model, output, config=config, checkpoint=checkpoint, overwrite=overwrite)

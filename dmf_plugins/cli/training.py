@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from dmf_plugins.cli.app import Overwrite, app
+from dmf_plugins.cli.app import Overwrite, app, path
 from dmf_plugins.errors import UsageError, needs
 
 if TYPE_CHECKING:
@@ -16,9 +17,12 @@ if TYPE_CHECKING:
 
 @app.command(epilog="Example: dmf demo --data Dataset_BUSI_with_GT.zip --output demo")
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for data, model and figure.")] = Path("demo"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", parser=path, help="Folder for data, model and figure.")
+    ] = Path("demo"),
     data: Annotated[
-        Optional[Path], typer.Option(help="BUSI folder or zip; default generated phantoms.")
+        Optional[Path],
+        typer.Option(parser=path, help="BUSI folder or zip; default generated phantoms."),
     ] = None,
     device: Annotated[
         Optional[str], typer.Option(help="cuda, cpu or mps; default the best there is.")
@@ -36,11 +40,15 @@ def demo(
 )
 def grid(
     data: Annotated[
-        Optional[Path], typer.Argument(help="Folder or zip; not needed for a grid begun earlier.")
+        Optional[Path],
+        typer.Argument(parser=path, help="Folder or zip; not needed for a grid begun earlier."),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder of the grid; finished cells stay.")] = Path(
-        "grid"
-    ),
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", parser=path, help="Folder of the grid; finished cells stay."
+        ),
+    ] = Path("grid"),
     dataset: Annotated[str, typer.Option(help="busi, busc or bus.")] = "busi",
     rules: Annotated[
         str, typer.Option(help="Weightings, separated by commas.")
@@ -53,18 +61,19 @@ def grid(
         typer.Option(help="A setting of your own, NAME=JSON of DMFLoss options; repeatable."),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(help="Repetitions; each a split and an initial network.")
+        int, typer.Option(min=1, help="Repetitions; each a split and an initial network.")
     ] = 10,
-    epochs: Annotated[int, typer.Option(help="Length of a training.")] = 100,
-    size: Annotated[int, typer.Option(help="Image side, pixels.")] = 128,
-    filters: Annotated[int, typer.Option(help="Filters of the U-Net's first stage.")] = 32,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 12,
+    epochs: Annotated[int, typer.Option(min=1, help="Length of a training.")] = 100,
+    size: Annotated[int, typer.Option(min=16, help="Image side, pixels.")] = 128,
+    filters: Annotated[int, typer.Option(min=1, help="Filters of the U-Net's first stage.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 12,
     cfg_options: Annotated[
         Optional[list[str]],
         typer.Option(help="KEY=JSON merged into the MMSegmentation config; repeatable."),
     ] = None,
     workers: Annotated[
-        Optional[int], typer.Option(help="Cells at a time; default one a GPU or two cores.")
+        Optional[int],
+        typer.Option(min=1, help="Cells at a time; default one per GPU or two cores."),
     ] = None,
     jobs: Annotated[
         bool, typer.Option("--jobs", help="Print one command a cell, for a scheduler, and stop.")
@@ -100,10 +109,6 @@ def grid(
     if data is None:
         plan = load_plan(output)
     else:
-        if min(seeds, epochs, filters, batch_size) < 1 or size < 16:
-            raise UsageError(
-                "seeds, epochs, filters and batch size must be positive, size 16 or more"
-            )
         variants = parse(variant, "--variant")
         if not all(isinstance(v, dict) for v in variants.values()):
             raise UsageError("--variant must be NAME={...}, a JSON object of DMFLoss options")
@@ -111,7 +116,7 @@ def grid(
             GridPlan(
                 output=output,
                 dataset=dataset,
-                data=str(data.resolve()),
+                data=os.path.realpath(data),
                 settings=grid_settings(
                     [r for r in rules.split(",") if r],
                     [a for a in auxiliaries.split(",") if a],
@@ -138,8 +143,8 @@ def grid(
         run_cells(plan, workers or default_workers())
     from dmf_plugins.grid.report import write_report
 
-    for path in write_report(plan):
-        typer.echo(f"wrote {path}")
+    for written in write_report(plan):
+        typer.echo(f"wrote {written}")
 
 
 def _grid_cell(plan: GridPlan, which: str) -> None:

@@ -14,7 +14,7 @@ from dmf_plugins.data.images import (
     prepare_image,
 )
 from dmf_plugins.errors import DataError, UsageError
-from dmf_plugins.paths import lies_in
+from dmf_plugins.paths import lies_in, read
 from dmf_plugins.progress import track
 
 
@@ -87,5 +87,5 @@ def _name(path: Path, nnunet: bool) -> str:
 def _filter(
     path: Path, target: Path, bilateral: BilateralParameters, size: tuple[int, int] | None
 ) -> None:
-    image = decode_gray(path.read_bytes(), str(path))
+    image = decode_gray(read(path), str(path))
     target.write_bytes(encode_png(prepare_image(image, bilateral, size)))

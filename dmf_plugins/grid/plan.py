@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dmf_plugins.atomic import claim, writing
+from dmf_plugins.atomic import check_target, mark, writing
 from dmf_plugins.data import convert_dataset
 from dmf_plugins.data.readers import READERS
 from dmf_plugins.data.writers import write_json
@@ -101,6 +101,25 @@ class GridPlan:
     batch_size: int
     cfg_options: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raises:
+        UsageError: a value is not what the grid needs.
+        """
+        if self.dataset not in READERS:
+            raise UsageError(f"unknown data set {self.dataset!r}; known: {', '.join(READERS)}")
+        for name in ("epochs", "size", "filters", "batch_size"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise UsageError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if not self.seeds or not all(isinstance(seed, int) for seed in self.seeds):
+            raise UsageError(f"seeds must be whole numbers, at least one, got {self.seeds!r}")
+        if not self.settings or not all(isinstance(s, dict) for s in self.settings.values()):
+            raise UsageError("a grid needs settings, each a name with options of DMFLoss")
+
+    @property
+    def begun(self) -> bool:
+        """Whether data were converted for it, without which no cell runs."""
+        return any(self.data_root(seed).exists() for seed in self.seeds)
+
     def cells(self) -> list[Cell]:
         """All cells, seed by seed, so that an unfinished grid has whole seeds to compare."""
         return [
@@ -175,12 +194,16 @@ def _check(settings: Mapping[str, Mapping[str, Any]]) -> None:
 def make_plan(plan: GridPlan) -> GridPlan:
     """Store a plan, or extend the one in its folder by new settings and seeds.
 
+    One that came no further than its data gives way, so that a mistyped command can be corrected.
+
     Raises:
         UsageError: the folder holds something else, or a grid whose cells were trained differently.
     """
     output = plan.output
-    if (output / PLAN).exists():
-        earlier = load_plan(output)
+    if not (output / PLAN).exists():
+        check_target(output, "grid", overwrite=True)
+        mark(output, "grid")
+    elif (earlier := load_plan(output)).begun:
         for key in _BINDING:
             old, new = getattr(earlier, key), getattr(plan, key)
             if old != new:
@@ -192,8 +215,6 @@ def make_plan(plan: GridPlan) -> GridPlan:
                 raise UsageError(f"{output} holds another setting {name!r}; choose another name")
         plan.settings = earlier.settings | plan.settings
         plan.seeds = sorted({*earlier.seeds, *plan.seeds})
-    else:
-        claim(output, "grid")
     plan.save()
     return plan
 
@@ -210,8 +231,11 @@ def load_plan(output: Path) -> GridPlan:
         raise UsageError(f"{output} holds no grid; start one with: dmf grid DATA --output {output}")
     try:
         return GridPlan(output=output, **json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error})") from error
+    except (TypeError, ValueError, UsageError) as error:
+        raise DataError(
+            f"{path} is damaged ({error}); remove it and repeat the command that began this grid, with "
+            "all its options: finished cells stay"
+        ) from error
 
 
 def unfinished(cells: Sequence[Cell]) -> Iterator[tuple[int, Cell]]:

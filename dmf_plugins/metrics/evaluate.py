@@ -30,6 +30,7 @@ from dmf_plugins.progress import track
 
 PER_IMAGE = "per_image.csv"
 DISTANCES = ("hd95", "assd")
+PLACE = ("spacing", "origin", "direction")  # of a volume in space
 RESAMPLES = 2000
 
 
@@ -42,7 +43,7 @@ class Evaluation:
         per_image: one row an image and class: ``image``, ``class``, the overlap scores, ``hd95``,
             ``assd``, ``true_pixels``, ``predicted_pixels``.
         summary: ``lesion``, ``paper`` and each class -> score -> ``{mean, low, high, n}`` with a
-            bootstrap 95 % interval over images.
+            bootstrap 95 % interval over the ``n`` images that have the score, NaN for fewer than two.
         unit: ``pixels`` or ``mm``.
     """
 
@@ -78,7 +79,8 @@ def evaluate_folders(
 
     Raises:
         UsageError: a folder does not exist, or a package is missing.
-        DataError: a file has no partner, another size, or an unknown label; the message names it.
+        DataError: a file has no partner, another size or place in space, or an unknown label; the message
+            names it.
     """
     found, wanted = find_label_maps(Path(predictions)), find_label_maps(Path(truth))
     for name in sorted(found.keys() - wanted.keys()):
@@ -118,11 +120,7 @@ class _Image:
 def _score_image(job: tuple[Path, Path, dict[str, int], int | None, bool]) -> _Image:
     pred_path, truth_path, labels, ignore_index, distances = job
     pred, truth = read_label_map(pred_path), read_label_map(truth_path)
-    if pred.labels.shape != truth.labels.shape:
-        raise DataError(
-            f"{pred_path} has shape {pred.labels.shape}, {truth_path} {truth.labels.shape}; predict "
-            "at the size of the truth"
-        )
+    _check_same_place(pred, truth, pred_path, truth_path)
     keep = np.ones(truth.labels.shape, bool)
     if ignore_index is not None:
         keep = truth.labels != ignore_index
@@ -143,6 +141,25 @@ def _score_image(job: tuple[Path, Path, dict[str, int], int | None, bool]) -> _I
         }
         rows.append(row)
     return _Image(counts, rows, truth.unit)
+
+
+def _check_same_place(pred: LabelMap, truth: LabelMap, pred_path: Path, truth_path: Path) -> None:
+    if pred.labels.shape != truth.labels.shape:
+        raise DataError(
+            f"{pred_path} has shape {pred.labels.shape}, {truth_path} {truth.labels.shape}; predict "
+            "at the size of the truth"
+        )
+    for name in PLACE if pred.unit == truth.unit else ():
+        a, b = getattr(pred, name), getattr(truth, name)
+        if not np.allclose(a, b, rtol=1e-4, atol=1e-3):  # headers hold single precision
+            raise DataError(
+                f"{pred_path} has {name} {_numbers(a)}, {truth_path} {_numbers(b)}; write the "
+                "prediction with the truth's geometry, or resample it"
+            )
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return f"({', '.join(f'{value:g}' for value in values)})"
 
 
 def _ranks(found: LabelMap, path: Path, labels: Mapping[str, int], keep: np.ndarray) -> np.ndarray:
@@ -166,11 +183,14 @@ def _summary(
     # [images, classes] of every score, in the order of the images
     by_class = {n: table[n].to_numpy(float).reshape(len(counts), len(labels)) for n in names}
 
-    def interval(statistic: Callable[[np.ndarray], Scores], used: int) -> dict[str, float]:
-        return bootstrap_interval(statistic, len(counts), seed) | {"n": used}
+    def interval(
+        statistic: Callable[[np.ndarray], Scores], number: int = len(counts)
+    ) -> dict[str, float]:
+        return bootstrap_interval(statistic, number, seed) | {"n": number}
 
     def of_images(values: Scores) -> dict[str, float]:
-        return interval(lambda index: nanmean(values[index], -1), int((~np.isnan(values)).sum()))
+        seen = values[~np.isnan(values)]  # the others have no score to average or to draw
+        return interval(lambda index: seen[index].mean(-1), len(seen))
 
     def pooled(index: np.ndarray) -> np.ndarray:
         return counts[index].sum(axis=-3)
@@ -182,9 +202,9 @@ def _summary(
     def paper_mean(name: str) -> Callable[[np.ndarray], Scores]:
         return lambda index: foreground_and_all(class_scores(pooled(index))[name])[1]
 
-    paper = {name: interval(paper_mean(name), len(counts)) for name in NAMES}
-    paper["accuracy"] = interval(lambda index: accuracy(pooled(index)), len(counts))
-    paper["cb_dice"] = interval(lambda index: cb_dice(pooled(index)), len(counts))
+    paper = {name: interval(paper_mean(name)) for name in NAMES}
+    paper["accuracy"] = interval(lambda index: accuracy(pooled(index)))
+    paper["cb_dice"] = interval(lambda index: cb_dice(pooled(index)))
     summary = {"lesion": lesion, "paper": paper}
     for rank, name in enumerate(labels):
         key = name if name not in summary else f"class {name}"
@@ -196,7 +216,7 @@ def _summary(
 def bootstrap_interval(
     statistic: Callable[[np.ndarray], Scores], number: int, seed: int
 ) -> dict[str, float]:
-    """Value on all images and its percentile bootstrap 95 % interval.
+    """Value on all images and its percentile bootstrap 95 % interval, NaN where there is none.
 
     Args:
         statistic: maps image numbers ``[..., images]`` to values ``[...]``.
@@ -204,7 +224,7 @@ def bootstrap_interval(
         seed: of the resampling.
     """
     everyone = np.arange(number)
-    value = float(statistic(everyone))
+    value = float(statistic(everyone)) if number else float("nan")
     if number < 2 or np.isnan(value):
         return {"mean": value, "low": float("nan"), "high": float("nan")}
     with needs("evaluate"):

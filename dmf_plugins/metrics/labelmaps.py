@@ -12,17 +12,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dmf_plugins.errors import DataError, UsageError, needs
+from dmf_plugins.paths import regular
 
 PICTURES = {".png", ".bmp", ".tif", ".tiff", ".gif"}
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
 
 class LabelMap(NamedTuple):
-    """Whole-number labels ``[H, W]`` or ``[D, H, W]`` and the size of a pixel along each axis."""
+    """Whole-number labels ``[H, W]`` or ``[D, H, W]``, the size of a pixel along each axis, and where
+    a volume lies in space, in ITK's terms."""
 
     labels: NDArray[np.int64]
     spacing: tuple[float, ...]
     unit: str
+    origin: tuple[float, ...] = ()
+    direction: tuple[float, ...] = ()
 
 
 def stem(path: Path) -> str:
@@ -39,7 +43,7 @@ def find_label_maps(folder: Path) -> dict[str, Path]:
 
     Raises:
         UsageError: the folder does not exist.
-        DataError: it holds none, or two of one stem.
+        DataError: it holds none, two of one stem, or one that is not a regular file.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder; give a folder of label maps")
@@ -48,7 +52,7 @@ def find_label_maps(folder: Path) -> dict[str, Path]:
         if path.suffix.lower() in PICTURES or path.name.lower().endswith(VOLUMES):
             if stem(path) in found:
                 raise DataError(f"{path} and {found[stem(path)]} share a name; remove one")
-            found[stem(path)] = path
+            found[stem(path)] = regular(path)
     if not found:
         known = ", ".join([*sorted(PICTURES), *VOLUMES])
         raise DataError(f"no label maps ({known}) in {folder}")
@@ -70,7 +74,7 @@ def read_label_map(path: Path) -> LabelMap:
         except RuntimeError as error:
             raise DataError(f"{path} is not a readable image ({error})") from error
         values = SimpleITK.GetArrayFromImage(image)
-        spacing, unit = tuple(reversed(image.GetSpacing())), "mm"
+        place = tuple(reversed(image.GetSpacing())), "mm", image.GetOrigin(), image.GetDirection()
     else:
         try:
             with Image.open(path) as picture:
@@ -81,11 +85,11 @@ def read_label_map(path: Path) -> LabelMap:
                 values = np.asarray(picture)  # of a palette the indices, which are the labels
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"{path} is not a readable image ({error})") from error
-        spacing, unit = (1.0,) * values.ndim, "pixels"
+        place = (1.0,) * values.ndim, "pixels", (), ()
     labels = values.astype(np.int64)
     if not np.array_equal(labels, values):
         raise DataError(f"{path} holds values that are not whole numbers; it is no label map")
-    return LabelMap(labels, spacing, unit)
+    return LabelMap(labels, *place)
 
 
 def parse_labels(text: str | None, truth: Path) -> dict[str, int]:
@@ -110,8 +114,8 @@ def parse_labels(text: str | None, truth: Path) -> dict[str, int]:
     else:
         return _check(_pairs(text), text)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(regular(path).read_text(encoding="utf-8"))
+    except (DataError, OSError, ValueError) as error:
         raise UsageError(f"{path} is not a readable dataset.json ({error})") from error
     content = content if isinstance(content, Mapping) else {}
     labels = content.get("labels")

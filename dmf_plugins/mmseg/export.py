@@ -44,9 +44,9 @@ def export_mmseg(
     """
     config = config or _only(work_dir, ["*.py"], "config")
     checkpoint = checkpoint or _only(work_dir, ["best_*.pth"], "best checkpoint", last=True)
-    check_target(output, "export", overwrite)
     if lies_in(work_dir, output):
         raise UsageError(f"{output} holds the training itself; choose another folder")
+    check_target(output, "export", overwrite)
     allow_log()
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)

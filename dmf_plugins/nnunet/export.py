@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from dmf_plugins.atomic import building, check_target
@@ -22,7 +25,8 @@ _COPIED = ("plans.json", "dataset.json", "dataset_fingerprint.json")
 def export_nnunet(model: Path, output: Path | None = None, *, overwrite: bool = False) -> Path:
     """Copy a model folder with the trainer renamed to the stock one it builds on.
 
-    The loss takes no part in prediction, so stock nnU-Net predicts the same.
+    The loss takes no part in prediction, so stock nnU-Net predicts the same. It loads the copy before
+    that appears.
 
     Args:
         model: ``nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION``.
@@ -34,8 +38,8 @@ def export_nnunet(model: Path, output: Path | None = None, *, overwrite: bool = 
         The folder written.
 
     Raises:
-        UsageError: ``output`` exists, or the trainer has a network of its own.
-        DataError: ``model`` is no model folder, or a checkpoint cannot be read.
+        UsageError: ``output`` exists, or the trainer is stock or has a network of its own.
+        DataError: ``model`` is no model folder, or a file of it cannot be read.
     """
     checkpoints = sorted(model.glob("fold_*/checkpoint_*.pth"))
     missing = [name for name in _COPIED[:2] if not (model / name).is_file()]
@@ -48,9 +52,9 @@ def export_nnunet(model: Path, output: Path | None = None, *, overwrite: bool = 
     stock = stock_trainer(names.pop()).__name__
     if output is None:
         output = model.with_name("__".join([stock, *model.name.split("__")[1:]]))
-    check_target(output, "export", overwrite)
     if lies_in(model, output):
         raise UsageError(f"{output} holds the model itself; choose another folder")
+    check_target(output, "export", overwrite)
     with building(output, "export", overwrite) as folder:
         for name in _COPIED:
             if (model / name).is_file():
@@ -61,6 +65,7 @@ def export_nnunet(model: Path, output: Path | None = None, *, overwrite: bool = 
             checkpoint["trainer_name"] = stock
             (folder / path.parent.name).mkdir(exist_ok=True)
             torch.save(checkpoint, folder / path.parent.name / path.name)
+            _check(folder, model, path)
     return output
 
 
@@ -68,7 +73,7 @@ def stock_trainer(name: str) -> type[nnUNetTrainer]:
     """The class of nnU-Net itself that trainer ``name`` builds on.
 
     Raises:
-        UsageError: the trainer cannot be found, or builds another network than that class.
+        UsageError: the trainer cannot be found, is that class, or builds another network.
     """
     trainer = TRAINERS.get(name) or find_trainer(name)
     if trainer is None:
@@ -76,9 +81,25 @@ def stock_trainer(name: str) -> type[nnUNetTrainer]:
     stock: type[nnUNetTrainer] = next(
         base for base in trainer.__mro__ if base.__module__.startswith("nnunetv2.")
     )
+    if trainer is stock:
+        raise UsageError(f"{name} is nnU-Net's own; its model needs no export")
     if trainer.build_network_architecture is not stock.build_network_architecture:
         raise UsageError(f"{name} builds a network of its own, which stock nnU-Net cannot")
     return stock
+
+
+def _check(folder: Path, model: Path, checkpoint: Path) -> None:
+    """Let nnU-Net itself load the copy in ``folder`` of a checkpoint of ``model``."""
+    try:
+        with redirect_stdout(StringIO()):
+            nnUNetPredictor(device=torch.device("cpu")).initialize_from_trained_model_folder(
+                str(folder), (checkpoint.parent.name.removeprefix("fold_"),), checkpoint.name
+            )
+    except Exception as error:
+        raise DataError(
+            f"nnU-Net cannot load {checkpoint} with {model / 'plans.json'} and dataset.json "
+            f"({error!r}); nothing was written"
+        ) from error
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -51,7 +51,12 @@ def write_evaluation(
             written.
     """
     with building(Path(folder), "evaluate", overwrite) as partial:
-        evaluation.per_image.to_csv(partial / PER_IMAGE, index=False, float_format="%.6g")
+        evaluation.per_image.to_csv(
+            partial / PER_IMAGE,
+            index=False,
+            float_format="%.6g",
+            errors="backslashreplace",  # a file name need not be text
+        )
         content = {
             "labels": evaluation.labels,
             "unit": evaluation.unit,
@@ -103,7 +108,7 @@ def _cell(score: Mapping[str, float] | None, factor: int) -> str:
         return ""
     digits = 1 if factor == 100 else 2
     mean, low, high = (f"{factor * score[key]:.{digits}f}" for key in ("mean", "low", "high"))
-    return f"{mean} ({low}, {high})"
+    return mean if np.isnan(score["low"]) else f"{mean} ({low}, {high})"
 
 
 def _plain(content: Any) -> Any:
