@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,42 @@ def test_volumes_are_measured_in_millimetres(tmp_path):
     assert evaluation.unit == "mm"
     assert evaluation.per_image["hd95"][0] == pytest.approx(1.0)  # two pixels of 0.5 mm in x
     assert "hd95 (mm)" in evaluation_markdown(evaluation)
+
+
+@pytest.mark.parametrize("name", ["Spacing", "Origin", "Direction"])
+def test_a_prediction_elsewhere_in_space_is_refused(name, tmp_path):
+    values = {"Spacing": (1, 2, 3), "Origin": (5, 0, 0), "Direction": (-1, 0, 0, 0, -1, 0, 0, 0, 1)}
+    for folder in ("gt", "pred"):
+        (tmp_path / folder).mkdir()
+        volume = SimpleITK.GetImageFromArray(np.ones((4, 5, 6), np.uint8))
+        if folder == "pred":
+            getattr(volume, f"Set{name}")(values[name])
+        SimpleITK.WriteImage(volume, str(tmp_path / folder / "case.nii.gz"))
+    command = ("--labels", "lesion=1", "--no-distances", "--output", tmp_path / "report")
+    result = dmf("evaluate", tmp_path / "pred", tmp_path / "gt", *command)
+    assert result.returncode == 1
+    both = rf"pred/case\.nii\.gz has {name.lower()} \(.*\), .*gt/case\.nii\.gz \(.*\)"
+    assert re.search(both, result.stderr), result.stderr
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_class_in_few_images_has_an_interval_or_none(tmp_path):
+    truth = {f"{i}": disc(20, 10, 10, 5) for i in range(6)}
+    truth["0"][:2], truth["1"][:2], truth["2"][-1] = 2, 2, 3
+    pred = {name: labels.copy() for name, labels in truth.items()}
+    pred["1"][0] = 0
+    found = evaluate_folders(
+        write(tmp_path / "p", pred), write(tmp_path / "g", truth), {"a": 1, "b": 2, "c": 3, "d": 4}
+    )
+    b, c, d = (found.summary[name]["dice"] for name in "bcd")
+    assert (b["n"], c["n"], d["n"]) == (2, 1, 0)
+    assert b["low"] == pytest.approx(2 / 3)  # the worse of its two images
+    assert b["high"] == 1
+    assert c["mean"] == 1
+    text = evaluation_markdown(found)
+    assert "nan" not in text
+    assert "| c | 100.0 | 100.0 |" in text
+    assert "| d |  |  |" in text
 
 
 def test_ignored_pixels_do_not_count(tmp_path):

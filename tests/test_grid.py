@@ -63,6 +63,7 @@ def test_wrong_settings_are_named(rules, auxiliaries, variants, message):
 
 def test_a_grid_can_grow_but_not_change(tmp_path):
     make_plan(plan(tmp_path / "g"))
+    plan(tmp_path / "g").data_root(0).mkdir(parents=True)
     more = grid_settings(["mad"], ["none"], {})
     grown = make_plan(plan(tmp_path / "g", settings=more, seeds=[1]))
     assert grown.seeds == [0, 1]
@@ -78,9 +79,31 @@ def test_a_grid_can_grow_but_not_change(tmp_path):
         make_plan(plan(tmp_path / "other"))
     with pytest.raises(UsageError, match="holds no grid"):
         load_plan(tmp_path / "none")
-    (tmp_path / "g" / "grid.json").write_text("{")
-    with pytest.raises(DataError, match="damaged"):
-        load_plan(tmp_path / "g")
+    whole = json.loads((tmp_path / "g" / "grid.json").read_text())
+    for change in ({"settings": {}}, {"seeds": ["0"]}, {"epochs": "2"}, {"dataset": "x"}, {"x": 1}):
+        (tmp_path / "g" / "grid.json").write_text(json.dumps({**whole, **change}))
+        with pytest.raises(DataError, match=r"grid\.json is damaged .*remove it"):
+            load_plan(tmp_path / "g")
+    for content in ("{", "[]", "1"):
+        (tmp_path / "g" / "grid.json").write_text(content)
+        with pytest.raises(DataError, match=r"grid\.json is damaged"):
+            load_plan(tmp_path / "g")
+    (tmp_path / "g" / "grid.json").unlink()  # as the message says
+    assert make_plan(plan(tmp_path / "g")).begun
+
+
+def test_a_mistyped_grid_can_be_corrected(phantoms, tmp_path):
+    (tmp_path / "empty").mkdir()
+    command = ("--output", tmp_path / "g", "--jobs", *SMALL)
+    wrong = dmf("grid", tmp_path / "empty", *command)
+    assert (wrong.returncode, "no BUSI images" in wrong.stderr) == (1, True)
+    right = dmf("grid", phantoms, *command)
+    assert right.returncode == 0, right.stderr
+    lines = right.stdout.splitlines()
+    assert len(lines) == 2  # progress bars are no jobs
+    assert all(line.startswith("dmf grid ") for line in lines)
+    other = dmf("grid", tmp_path / "empty", *command)  # now its data exist
+    assert (other.returncode, "choose another --output" in other.stderr) == (2, True)
 
 
 def test_a_cell_runs_once_at_a_time(tmp_path):

@@ -39,7 +39,9 @@ def test_an_output_that_is_a_file_or_below_one(command, images, tmp_path):
         pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
     (tmp_path / "file").write_text("mine")
     inputs = {"filter": [images], "evaluate": [images, images, "--labels", "x=1"], "grid": [images]}
-    fails(dmf(command, *inputs.get(command, []), "--output", tmp_path / "file"), 2, "is not a folder")
+    fails(
+        dmf(command, *inputs.get(command, []), "--output", tmp_path / "file"), 2, "is not a folder"
+    )
     if command == "filter":
         below = dmf("filter", images, "--output", tmp_path / "file" / "below")
         fails(below, 2, f"cannot write in {tmp_path / 'file'}")
