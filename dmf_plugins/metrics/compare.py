@@ -99,7 +99,9 @@ def image_scores(run: Path, score: str = "dice") -> pd.Series:
     """Score of each image of a run: mean over classes, 1 where nothing is and nothing was found."""
     path = run / PER_IMAGE if run.is_dir() else run
     if not path.is_file():
-        raise DataError(f"{path} does not exist; write it with: dmf evaluate PRED GT --output {run}")
+        raise DataError(
+            f"{path} does not exist; write it with: dmf evaluate PRED GT --output {run}"
+        )
     try:
         table = pd.read_csv(path, dtype={"image": str})
         empty = (table["true_pixels"] == 0) & (table["predicted_pixels"] == 0)
