@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmf_plugins import LOSSES, DMFLoss
 from dmf_plugins.losses import kernels
 from dmf_plugins.losses.kernels import (
-    FusedBinary,
+    FusedSigmoid,
     FusedSoftmax,
-    plain_binary,
+    plain_sigmoid,
     plain_softmax,
 )
 
@@ -25,15 +26,15 @@ def draw(classes: int, pixels: int, seed: int, ignore: bool, dtype=torch.float64
     """Logits ``[3, classes, pixels]``, labels of which the last class is absent, ignored pixels."""
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(3, classes, pixels, generator=generator, dtype=dtype)
-    target = torch.randint(0, max(1, classes - 1), (3, 1, pixels), generator=generator)
+    target = torch.randint(0, max(1, classes - 1), (3, 1, pixels), generator=generator).to(dtype)
     ignored = torch.rand(3, 1, pixels, generator=generator) < 0.3 if ignore else None
     if ignored is not None:
-        target = target.masked_fill(ignored, 0)
+        target = target.masked_fill(ignored, -1)
     return logits, target, ignored
 
 
-def apply_binary(logits, truth, ignored, pair=False):
-    return FusedBinary.apply(logits, truth, ignored, pair)
+def apply_sigmoid(logits, truth, ignored, pair=False):
+    return FusedSigmoid.apply(logits, truth, ignored, pair)
 
 
 def both(fused, plain, logits, truth, ignored):
@@ -69,14 +70,14 @@ def test_fused_softmax_is_the_plain_one(classes, pixels, seed, ignore):
     seed=st.integers(0, 99),
     ignore=st.booleans(),
 )
-def test_fused_binary_is_the_plain_one(groups, pixels, seed, ignore):
+def test_fused_sigmoid_is_the_plain_one(groups, pixels, seed, ignore):
     logits, _target, ignored = draw(groups, pixels, seed, ignore)
     generator = torch.Generator().manual_seed(seed)
     truth = (torch.rand(logits.shape, generator=generator) < 0.3).to(logits.dtype)
     if ignored is not None:
         truth = truth.masked_fill(ignored, 0)
     for pair in [False, True][: 2 if groups == 2 else 1]:
-        fused, plain = partial(apply_binary, pair=pair), partial(plain_binary, pair=pair)
+        fused, plain = partial(apply_sigmoid, pair=pair), partial(plain_sigmoid, pair=pair)
         y = truth[:, :1] if pair else truth
         for ours, expected in both(fused, plain, logits, y, ignored):
             torch.testing.assert_close(ours, expected, atol=1e-12, rtol=1e-10)
@@ -89,9 +90,9 @@ def test_gradients_are_the_derivatives(ignore):
     assert torch.autograd.gradcheck(lambda x: FusedSoftmax.apply(x, target, ignored)[:3], z)
     truth = (target == 0).to(z.dtype).expand(-1, 3, -1)
     truth = truth if ignored is None else truth.masked_fill(ignored, 0)
-    assert torch.autograd.gradcheck(lambda x: apply_binary(x, truth, ignored)[:4], z)
+    assert torch.autograd.gradcheck(lambda x: apply_sigmoid(x, truth, ignored)[:3], z)
     pair, y = z.detach()[:, :2].requires_grad_(), truth[:, :1]
-    assert torch.autograd.gradcheck(lambda x: apply_binary(x, y, ignored, pair=True)[:4], pair)
+    assert torch.autograd.gradcheck(lambda x: apply_sigmoid(x, y, ignored, pair=True)[:3], pair)
 
 
 @pytest.mark.parametrize("mode", ["binary", "two", "five", "regions"])
@@ -108,7 +109,7 @@ def test_the_whole_loss_in_float32_is_the_plain_one(mode, ignore, spatial, monke
     found = []
     for fused in (True, False):
         if not fused:
-            for name in ("binary", "softmax"):
+            for name in ("sigmoid", "softmax"):
                 monkeypatch.setattr(
                     "dmf_plugins.losses.statistics." + f"{name}_counts",
                     getattr(kernels, f"plain_{name}"),
@@ -159,3 +160,38 @@ def test_a_label_out_of_range_is_named_whatever_the_path(classes, bad):
     target[0, 0, 0] = bad
     with pytest.raises(ValueError, match="ignore_index"):
         DMFLoss()(torch.randn(1, classes, 4, 4), target)
+
+
+@pytest.mark.parametrize("scales", [1, 6])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_a_step_has_no_more_device_operations_than_promised(scales, classes):
+    """Views left out; the numbers of docs/performance.md."""
+
+    class Count(TorchDispatchMode):
+        operations = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            schema = func._schema
+            self.operations += schema.is_mutable or not any(r.alias_info for r in schema.returns)
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for terms in (("ce", "iou", "dice"), ("ce", "iou", "dice", "tversky", "cb_dice")):
+        loss = DMFLoss(terms, mode="softmax", min_history=2)
+        sizes = [32 >> i for i in range(scales)]
+        batch = [
+            (
+                torch.randn(2, classes, size, size, requires_grad=True),
+                torch.randint(0, classes, (2, 1, size, size)).float(),
+                None,
+            )
+            for size in sizes
+        ]
+        weights = [2.0**-i for i in range(scales)]
+        for _ in range(4):
+            loss.fuse(loss.terms_of_scales(batch, weights)).backward()
+        with Count() as count:
+            loss.fuse(loss.terms_of_scales(batch, weights)).backward()
+        counts.append(count.operations)
+    assert counts[0] == counts[1]  # whatever the number of region terms
+    assert counts[0] <= (92 if scales == 1 else 217)

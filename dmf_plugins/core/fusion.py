@@ -194,7 +194,7 @@ class DynamicMemoryFusion(nn.Module):
             factors = torch.cat((factors, gamma[None]))
         # a term of weight zero must not turn inf into NaN
         factors = factors.to(values.dtype)
-        total = (factors * torch.where(factors > 0, values, 0.0)).sum()
+        total = (factors * values.masked_fill(factors <= 0, 0.0)).sum()
         penalty = self.rule.penalty()
         if penalty is not None:
             total, weights = total + penalty, self.weights

@@ -22,11 +22,12 @@ def minmax(history: Tensor, valid: Tensor, eps: float = EPS) -> Tensor:
         eps: added to the range, so that a constant column becomes zeros rather than NaN.
 
     Returns:
-        ``[M, N]``, zero in rows that are not valid.
+        ``[M, N]``; rows that are not valid hold anything finite.
     """
     # a valid row in the place of the others leaves minimum and maximum alone
-    low, high = torch.where(valid, history, history[-1]).aminmax(dim=0)
-    return torch.where(valid, (history - low) / (high - low + eps), 0.0)
+    known = torch.where(valid, history, history[-1])
+    low, high = known.aminmax(dim=0)
+    return (known - low) / (high - low + eps)
 
 
 def scale_history(history: Tensor, valid: Tensor) -> Tensor:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
+
+from dmf_plugins.core.constants import constant
 
 
 def auxiliary_factor(step: Tensor, gamma0: float, decay_rate: float, decay_interval: int) -> Tensor:
@@ -17,5 +22,6 @@ def auxiliary_factor(step: Tensor, gamma0: float, decay_rate: float, decay_inter
     Returns:
         0-d float32 tensor on the device of ``step``.
     """
-    t = step // decay_interval
-    return (t * -decay_rate).exp() * gamma0
+    intervals = step // decay_interval
+    start = constant(math.log(gamma0) if gamma0 > 0 else -math.inf, step, torch.float32)
+    return torch.sub(start, intervals, alpha=decay_rate).exp()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dmf_plugins.core.spec import plain
-from dmf_plugins.losses.statistics import Mode, SegmentationStatistics
+from dmf_plugins.losses.statistics import Mode, SegmentationStatistics, check_labels
 from dmf_plugins.registry import Registry
 
 
@@ -34,15 +36,23 @@ class SegmentationLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Loss of ``logits`` against ``target``; ``mask`` is False for pixels to leave out."""
-        return self.compute(
-            SegmentationStatistics(
+        with torch.autocast(logits.device.type, enabled=False):
+            statistics = SegmentationStatistics(
                 logits, target, mode=self.mode, ignore_index=self.ignore_index, mask=mask
             )
-        )
+            check_labels([statistics])
+            return self.over_scales([statistics], [1.0])
 
     def compute(self, statistics: SegmentationStatistics) -> Tensor:
         """The term from shared statistics; zero, with a graph, when every pixel is ignored."""
         raise NotImplementedError(f"{type(self).__name__} must define compute(statistics)")
+
+    def over_scales(
+        self, scales: Sequence[SegmentationStatistics], weights: Sequence[float]
+    ) -> Tensor:
+        """``sum_s weights_s compute(scale_s)``, 0-d; overridden where fewer operations do it."""
+        values = [w * self.compute(scale) for w, scale in zip(weights, scales, strict=True)]
+        return values[0] if len(values) == 1 else torch.stack(values).sum()
 
     @property
     def settings(self) -> dict[str, Any]:

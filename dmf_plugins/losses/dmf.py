@@ -14,9 +14,10 @@ from dmf_plugins.core.fusion import DynamicMemoryFusion
 from dmf_plugins.core.spec import LossSpec, Spec, flatten, plain, split
 from dmf_plugins.core.state import Resume, compare
 from dmf_plugins.losses.base import LOSSES, SegmentationLoss
-from dmf_plugins.losses.overlap import OverlapLoss
-from dmf_plugins.losses.statistics import Mode, SegmentationStatistics
+from dmf_plugins.losses.overlap import OverlapLoss, region_losses
+from dmf_plugins.losses.statistics import Mode, SegmentationStatistics, check_labels
 
+Batch = tuple[Tensor, Tensor, Tensor | None]
 _SHARED = ("ignore_index", "mode")
 
 
@@ -166,17 +167,41 @@ class DMFLoss(nn.Module):
 
     def terms(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Terms:
         """Raw values of all terms, recorded nowhere."""
-        statistics = SegmentationStatistics(
-            logits, target, mode=self.mode, ignore_index=self.ignore_index, mask=mask
-        )
+        return self.terms_of_scales([(logits, target, mask)], [1.0])
 
-        def value(term: nn.Module) -> Tensor:
-            if isinstance(term, SegmentationLoss):
-                return term.compute(statistics)
-            return term(logits, target).to(statistics.logits.dtype).reshape(())
+    def terms_of_scales(self, scales: Sequence[Batch], weights: Sequence[float]) -> Terms:
+        """Raw values ``L_i = sum_s weights_s L_(i,s)`` of a batch at several resolutions.
 
-        modules = [*self.losses, *([] if self.auxiliary is None else [self.auxiliary])]
-        return Terms(torch.stack([value(term) for term in modules]), statistics.any_labelled)
+        Args:
+            scales: logits, target and mask (or None) of each.
+            weights: one per scale.
+        """
+        with torch.autocast(scales[0][0].device.type, enabled=False):
+            statistics = [
+                SegmentationStatistics(
+                    logits, target, mode=self.mode, ignore_index=self.ignore_index, mask=mask
+                )
+                for logits, target, mask in scales
+            ]
+            check_labels(statistics)
+            modules = [*self.losses, *([] if self.auxiliary is None else [self.auxiliary])]
+            regions = [term for term in modules if isinstance(term, OverlapLoss)]
+            of_regions = region_losses(regions, statistics, weights).unbind() if regions else ()
+            found: dict[nn.Module, Tensor] = dict(zip(regions, of_regions, strict=True))
+            for term in modules:
+                if isinstance(term, SegmentationLoss) and term not in found:
+                    found[term] = term.over_scales(statistics, weights)
+        like = statistics[0].loglik
+        for term in modules:
+            if term not in found:  # a user's own, under the user's own autocast
+                parts = [
+                    w * term(*scale[:2]).to(like.dtype).reshape(())
+                    for w, scale in zip(weights, scales, strict=True)
+                ]
+                found[term] = torch.stack(parts).sum()
+        values = torch.stack([found[term] for term in modules])
+        labelled = [scale.any_labelled for scale in statistics if scale.any_labelled is not None]
+        return Terms(values, torch.stack(labelled).any() if labelled else None)
 
     def fuse(self, terms: Terms, *, amend: bool = False) -> Tensor:
         """Total of already computed terms; records them in training mode."""

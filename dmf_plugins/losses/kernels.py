@@ -1,17 +1,18 @@
-"""Likelihoods and soft counts of a batch, with a hand-derived gradient.
+"""Log-likelihoods and soft counts of a batch, with a hand-derived gradient.
 
-Every region term is a function of a few sums over pixels, so the gradient with respect to a
-probability is one coefficient for each class plus one for the true class. ``FusedBinary`` and
-``FusedSoftmax`` use that: one pass forward that keeps the probabilities, one pass backward. The plain
-functions beside them say the same in ordinary operations; they serve ``torch.compile``, which fuses
-them itself, and as the oracle of the fused ones.
+Every region term is a function of three sums over pixels per image and class, so the gradient with
+respect to a probability is one coefficient per class plus one for the true class. ``FusedSoftmax`` and
+``FusedSigmoid`` use that: few operations each way, and little memory. The plain functions beside them
+say the same in ordinary operations; they serve ``torch.compile``, which fuses them itself, and as the
+oracle of the fused ones.
 
-Shapes: B images, R groups, K classes, P pixels. ``ignored`` is True for pixels to leave out; their
-truth must be 0 already, and their logits may be anything.
+Shapes: B images, K classes or independent channels, P pixels. ``ignored`` is True for pixels to leave
+out, whose logits may be anything.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,116 +20,159 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-
-class BinaryCounts(NamedTuple):
-    """Of foreground logits ``[B, R, P]``.
-
-    Attributes:
-        nll: ``[B, R, P]`` minus log-probability of the truth.
-        hits, false_alarms, misses: ``[B, R]``, sums of ``p y``, ``p (1 - y)`` and ``(1 - p) y``.
-        true: ``[B, R]``, sum of ``y``.
-    """
-
-    nll: Tensor
-    hits: Tensor
-    false_alarms: Tensor
-    misses: Tensor
-    true: Tensor
+from dmf_plugins.core.constants import constant
 
 
 class SoftmaxCounts(NamedTuple):
-    """Of logits ``[B, K, P]``.
+    """Of classes that exclude each other.
 
     Attributes:
-        nll: ``[B, 1, P]`` minus log-probability of the true class.
-        hits, predicted, true: ``[B, K]``, sums of ``p y``, ``p`` and ``y``.
+        loglik: ``[B, 1, P]`` log-probability of the true class, zero where ignored.
+        tp, predicted, true: ``[B, K]``, sums of ``p y``, ``p`` and ``y``.
     """
 
-    nll: Tensor
-    hits: Tensor
+    loglik: Tensor
+    tp: Tensor
     predicted: Tensor
     true: Tensor
 
 
-def plain_binary(
-    logits: Tensor, truth: Tensor, ignored: Tensor | None, pair: bool = False
-) -> BinaryCounts:
-    """Counts from ordinary operations.
+class SigmoidCounts(NamedTuple):
+    """Of channels that each decide by themselves.
+
+    Attributes:
+        loglik: ``[B, K, P]`` log-probability of the truth, zero where ignored.
+        fn, wrong, true: ``[B, K]``, sums of ``(1 - p) y``, of ``(1 - p) y + p (1 - y)`` and of ``y``.
+    """
+
+    loglik: Tensor
+    fn: Tensor
+    wrong: Tensor
+    true: Tensor
+
+
+def plain_softmax(logits: Tensor, target: Tensor, ignored: Tensor | None) -> SoftmaxCounts:
+    """SoftmaxCounts of classes that exclude each other, from ordinary operations.
 
     Args:
-        logits: ``[B, R, P]``; with ``pair`` the two channels ``[B, 2, P]`` of a softmax, whose
-            difference is the foreground logit: ``softmax(z)_1 = sigmoid(z_1 - z_0)``.
-        truth: ``[B, R, P]`` 0/1 in the dtype of ``logits``.
+        logits: ``[B, K, P]``.
+        target: ``[B, 1, P]`` labels 0..K-1 in the dtype of ``logits``, -1 where ignored.
+        ignored: ``[B, 1, P]`` bool or None.
+    """
+    truth = (target == _classes(logits)).to(logits.dtype)
+    if ignored is not None:
+        logits = torch.where(ignored, 0.0, logits)
+    log_prob = logits.log_softmax(dim=1)
+    loglik, prob = (truth * log_prob).sum(dim=1, keepdim=True), log_prob.exp()
+    if ignored is not None:
+        prob = torch.where(ignored, 0.0, prob)
+    return SoftmaxCounts(loglik, (prob * truth).sum(-1), prob.sum(-1), truth.sum(-1))
+
+
+def plain_sigmoid(
+    logits: Tensor, truth: Tensor, ignored: Tensor | None, pair: bool = False
+) -> SigmoidCounts:
+    """SigmoidCounts of independent channels, from ordinary operations.
+
+    Args:
+        logits: ``[B, K, P]``; with ``pair`` the two channels ``[B, 2, P]`` of a softmax, whose
+            difference is the logit of the second: ``softmax(z)_1 = sigmoid(z_1 - z_0)``.
+        truth: ``[B, K, P]``, or ``[B, 1, P]`` with ``pair``; 0/1 in the dtype of ``logits``, 0 where
+            ignored.
         ignored: ``[B, 1, P]`` bool or None.
         pair: see ``logits``.
     """
     if pair:
         logits = logits[:, 1:] - logits[:, :1]
-    nll = functional.softplus(torch.where(truth > 0, -logits, logits))
-    prob = logits.sigmoid()
+    margin = torch.where(truth > 0, logits, -logits)
+    loglik, wrong = functional.logsigmoid(margin), (-margin).sigmoid()
     if ignored is not None:
-        nll, prob = torch.where(ignored, 0.0, nll), torch.where(ignored, 0.0, prob)
-    sums = (prob * truth, prob * (1 - truth), truth - prob * truth, truth)
-    return BinaryCounts(nll, *(pixels.sum(dim=-1) for pixels in sums))
+        loglik, wrong = torch.where(ignored, 0.0, loglik), torch.where(ignored, 0.0, wrong)
+    return SigmoidCounts(loglik, (wrong * truth).sum(-1), wrong.sum(-1), truth.sum(-1))
 
 
-def plain_softmax(logits: Tensor, target: Tensor, ignored: Tensor | None) -> SoftmaxCounts:
-    """Counts from ordinary operations; ``target`` is ``[B, 1, P]`` int64."""
-    log_prob = logits.log_softmax(dim=1)
-    nll, prob = -log_prob.gather(1, target), log_prob.exp()
-    truth = torch.zeros_like(prob, requires_grad=False)
-    if ignored is None:
-        truth.scatter_(1, target, 1.0)
-    else:
-        truth.scatter_(1, target, (~ignored).to(truth.dtype))
-        nll, prob = torch.where(ignored, 0.0, nll), torch.where(ignored, 0.0, prob)
-    return SoftmaxCounts(nll, (prob * truth).sum(-1), prob.sum(-1), truth.sum(-1))
+class FusedSoftmax(torch.autograd.Function):
+    """:func:`plain_softmax` by hand.
+
+    With ``g`` the gradient of each output and y the one-hot truth, let ``v_k`` be
+    ``p_k (g_predicted_k + y_k g_tp_k) + y_k g_loglik``; then ``dL/dz_k = v_k - p_k sum_j v_j``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, ignored: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        # compared straight into floats: a mask of bools is several times as slow on a CPU
+        truth = torch.eq(target, _classes(logits), out=torch.empty_like(logits))
+        scratch = truth * logits
+        loglik = scratch.sum(dim=1, keepdim=True)
+        prob = torch.softmax(logits, 1, out=scratch)
+        # log p = z - max z + log max p, exact however small p is
+        loglik.sub_(logits.amax(dim=1, keepdim=True)).add_(prob.amax(dim=1, keepdim=True).log_())
+        if ignored is not None:
+            loglik.masked_fill_(ignored, 0.0)
+            prob.masked_fill_(ignored, 0.0)
+        true = truth.sum(dim=-1)
+        ctx.save_for_backward(prob, truth)
+        ctx.mark_non_differentiable(true)
+        ctx.set_materialize_grads(False)
+        return loglik, _dot(prob, truth), prob.sum(dim=-1), true
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, g_loglik: Tensor | None, *g_counts: Tensor | None
+    ) -> tuple[Tensor, None, None]:
+        prob, truth = ctx.saved_tensors
+        g_tp, g_predicted = _present(g_counts[:2], prob)
+        grad = torch.addcmul(g_predicted[..., None], truth, g_tp[..., None]).mul_(prob)
+        if g_loglik is not None:
+            grad.addcmul_(truth, g_loglik)
+        return grad.addcmul_(prob, grad.sum(dim=1, keepdim=True), value=-1), None, None
 
 
-class FusedBinary(torch.autograd.Function):
-    """:func:`plain_binary` in one pass each way.
+class FusedSigmoid(torch.autograd.Function):
+    """:func:`plain_sigmoid` by hand.
 
-    Everything follows from the sign of the truth, ``e = 2 y - 1``, and the misplaced probability
-    ``r = 1 - sigmoid(e z)``: hits are ``y (1 - r)``, misses ``y r``, false alarms ``(1 - y) r``. With
-    ``g`` the gradient of each output and ``a`` that of a probability, ``g_hits - g_misses`` where y
-    is 1 and ``g_false`` where it is 0, ``dL/dz = r ((1 - r) a - e g_nll)``.
-
-    A fresh buffer costs a CPU more than the arithmetic in it, hence the reuse.
+    With ``e = 2 y - 1`` the misplaced probability is ``r = 1 - sigmoid(e z)``. It falls with p where y
+    is 1 and grows with it where y is 0, so with ``a = g_wrong - y (2 g_wrong + g_fn)``, the gradient
+    of p, ``dL/dz = r ((1 - r) a + e g_loglik)``.
     """
 
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, truth: Tensor, ignored: Tensor | None, pair: bool
     ) -> tuple[Tensor, ...]:
-        scratch = torch.mul(truth, 2).sub_(1)
-        margin = torch.sub(logits[:, 1:], logits[:, :1]).mul_(scratch) if pair else logits * scratch
-        right = torch.sigmoid(margin)
-        # -log(right) is good to rounding, and where right underflows the margin itself is
-        nll = right.clamp_min(torch.finfo(right.dtype).tiny).log_().neg_()
-        torch.maximum(nll, margin.neg_(), out=nll)
+        sign = torch.add(constant(-1, truth), truth, alpha=2)
+        margin = torch.sub(logits[:, 1:], logits[:, :1]).mul_(sign) if pair else sign.mul_(logits)
+        right = margin.sigmoid()
+        # log(right) is good to rounding, and where right underflows the margin itself is
+        loglik = right.clamp_min(torch.finfo(right.dtype).tiny).log_()
+        torch.minimum(loglik, margin, out=loglik)
         wrong = torch.sub(1, right, out=right)
         if ignored is not None:
-            nll.masked_fill_(ignored, 0.0)
+            loglik.masked_fill_(ignored, 0.0)
             wrong.masked_fill_(ignored, 0.0)
-        missed = torch.mul(truth, wrong, out=margin)
-        misses = missed.sum(dim=-1)
-        hits = torch.sub(truth, missed, out=scratch).sum(dim=-1)
-        false_alarms = torch.sub(wrong, missed, out=scratch).sum(dim=-1)
         true = truth.sum(dim=-1)
         ctx.save_for_backward(truth, wrong)
         ctx.pair = pair
         ctx.mark_non_differentiable(true)
-        return nll, hits, false_alarms, misses, true
+        ctx.set_materialize_grads(False)
+        return loglik, _dot(wrong, truth), wrong.sum(dim=-1), true
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, g_nll: Tensor, g_hits: Tensor, g_false: Tensor, g_misses: Tensor, _: Tensor
+        ctx: Any, g_loglik: Tensor | None, *g_counts: Tensor | None
     ) -> tuple[Tensor, None, None, None]:
         truth, wrong = ctx.saved_tensors
-        outside = g_false.unsqueeze(-1)
-        slope = torch.addcmul(outside, truth, (g_hits - g_misses).unsqueeze(-1) - outside)
-        slope.addcmul_(slope, wrong, value=-1).addcmul_(truth, g_nll, value=-2).add_(g_nll)
+        g_fn, g_wrong = _present(g_counts[:2], wrong)
+        slope = torch.addcmul(
+            g_wrong[..., None], truth, torch.add(g_fn, g_wrong, alpha=2)[..., None], value=-1
+        )
+        slope.addcmul_(slope, wrong, value=-1)
+        if g_loglik is not None:
+            slope.addcmul_(truth, g_loglik, value=2).sub_(g_loglik)
         if not ctx.pair:
             return slope.mul_(wrong), None, None, None
         both = slope.new_empty(slope.shape[0], 2, slope.shape[2])
@@ -137,81 +181,31 @@ class FusedBinary(torch.autograd.Function):
         return both, None, None, None
 
 
-class FusedSoftmax(torch.autograd.Function):
-    """:func:`plain_softmax` in one pass each way.
-
-    With ``g`` the gradient of each output and y the one-hot truth, let ``v_k`` be
-    ``p_k (g_predicted_k + y_k g_hits_k) - y_k g_nll``; then ``dL/dz_k = v_k - p_k sum_j v_j``.
-
-    A fresh buffer costs a CPU more than the arithmetic in it, so classes are taken one by one through
-    buffers of one channel. Comparing labels of one byte straight into floats, and multiplying by
-    them, is several times as fast there as indexing, masks of bools, or labels of eight bytes.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, target: Tensor, ignored: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        prob = logits.log_softmax(dim=1)
-        keep = None
-        if ignored is not None:
-            prob.masked_fill_(ignored, 0.0)
-            keep = (~ignored).to(prob.dtype)
-        prob.clamp_min_(torch.finfo(prob.dtype).min)  # 0 times -inf would be NaN
-        target = target.to(torch.uint8 if logits.shape[1] <= 256 else torch.int32)
-        nll = prob.new_empty(target.shape)
-        truth, scratch = torch.empty_like(nll), torch.empty_like(nll)
-        sums = []
-        for k, channel in enumerate(prob.split(1, dim=1)):
-            torch.eq(target, k, out=truth)
-            if keep is not None:
-                truth.mul_(keep)
-            if k == 0:
-                torch.mul(truth, channel, out=nll)
-            else:
-                nll.addcmul_(truth, channel)
-            channel.exp_()
-            if keep is not None:
-                channel.mul_(keep)
-            hits = torch.mul(truth, channel, out=scratch).sum(dim=(1, 2))
-            sums.append(torch.stack((hits, channel.sum(dim=(1, 2)), truth.sum(dim=(1, 2)))))
-        hits, predicted, true = torch.stack(sums, dim=2).unbind()
-        ctx.save_for_backward(prob, target, keep)
-        ctx.mark_non_differentiable(true)
-        return nll.neg_(), hits, predicted, true
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, g_nll: Tensor, g_hits: Tensor, g_predicted: Tensor, _: Tensor
-    ) -> tuple[Tensor, None, None]:
-        prob, target, keep = ctx.saved_tensors
-        if keep is not None:  # where it is 0, so are the probabilities
-            g_nll = g_nll * keep
-        grad = torch.empty_like(prob)
-        truth, slope = (prob.new_empty(target.shape) for _ in range(2))
-        total = torch.zeros_like(truth)
-        slopes = torch.stack((g_hits, g_predicted))[..., None, None].unbind(dim=2)
-        for k, (p, v) in enumerate(zip(prob.split(1, dim=1), grad.split(1, dim=1), strict=True)):
-            torch.eq(target, k, out=truth)
-            on_hit, always = slopes[k]
-            torch.addcmul(always, truth, on_hit, out=slope)
-            torch.mul(p, slope, out=v)
-            total.add_(v.addcmul_(truth, g_nll, value=-1))
-        return grad.addcmul_(prob, total, value=-1), None, None
-
-
-def binary_counts(
-    logits: Tensor, truth: Tensor, ignored: Tensor | None, pair: bool = False
-) -> BinaryCounts:
-    """:func:`plain_binary` by the fastest way that works here."""
-    if torch.compiler.is_compiling():
-        return plain_binary(logits, truth, ignored, pair)
-    return BinaryCounts(*FusedBinary.apply(logits, truth, ignored, pair))
-
-
 def softmax_counts(logits: Tensor, target: Tensor, ignored: Tensor | None) -> SoftmaxCounts:
     """:func:`plain_softmax` by the fastest way that works here."""
     if torch.compiler.is_compiling():
         return plain_softmax(logits, target, ignored)
     return SoftmaxCounts(*FusedSoftmax.apply(logits, target, ignored))
+
+
+def sigmoid_counts(
+    logits: Tensor, truth: Tensor, ignored: Tensor | None, pair: bool = False
+) -> SigmoidCounts:
+    """:func:`plain_sigmoid` by the fastest way that works here."""
+    if torch.compiler.is_compiling():
+        return plain_sigmoid(logits, truth, ignored, pair)
+    return SigmoidCounts(*FusedSigmoid.apply(logits, truth, ignored, pair))
+
+
+def _classes(logits: Tensor) -> Tensor:
+    return constant(tuple(range(logits.shape[1])), logits)[:, None]
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of ``a b`` over the last axis, without a buffer for the product."""
+    return torch.einsum("bkp,bkp->bk", a, b)
+
+
+def _present(gradients: Sequence[Tensor | None], pixels: Tensor) -> list[Tensor]:
+    """Gradients of sums over ``pixels``, zero where a sum was not used."""
+    return [pixels.new_zeros(pixels.shape[:2]) if g is None else g for g in gradients]

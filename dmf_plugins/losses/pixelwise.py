@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmf_plugins.core.constants import constant
 from dmf_plugins.losses.base import LOSSES, SegmentationLoss
 from dmf_plugins.losses.statistics import SegmentationStatistics
 
@@ -22,7 +23,25 @@ class CrossEntropyLoss(SegmentationLoss):
     """
 
     def compute(self, statistics: SegmentationStatistics) -> Tensor:
-        return statistics.nll_sum / statistics.num_labelled.clamp_min(1)
+        return self.over_scales([statistics], [1.0])
+
+    def over_scales(
+        self, scales: Sequence[SegmentationStatistics], weights: Sequence[float]
+    ) -> Tensor:
+        sums = [scale.loglik.sum() for scale in scales]
+        factors = _per_pixel(scales, weights, like=sums[0])
+        return sums[0] * factors[0] if len(sums) == 1 else torch.stack(sums) @ factors
+
+
+def _per_pixel(
+    scales: Sequence[SegmentationStatistics], weights: Sequence[float], like: Tensor
+) -> Tensor:
+    """Factor that makes a sum of log-likelihoods the mean loss per labelled pixel, ``[S]``."""
+    numbers = [scale.num_labelled for scale in scales]
+    if isinstance(numbers[0], int):
+        return constant(tuple(-w / n for w, n in zip(weights, numbers, strict=True)), like)
+    pixels = torch.stack([torch.as_tensor(number) for number in numbers]).clamp_min(1)
+    return constant(tuple(-w for w in weights), like) / pixels
 
 
 @LOSSES.register("focal")
@@ -54,18 +73,23 @@ class FocalLoss(SegmentationLoss):
         self.register_buffer("alpha", torch.tensor(values), persistent=False)
 
     def compute(self, statistics: SegmentationStatistics) -> Tensor:
-        sums = statistics.focal_sum(self.gamma)
-        return (self._alpha_for(sums) * sums).sum() / statistics.num_labelled.clamp_min(1)
+        nll = -statistics.loglik
+        # below the floor the term is zero to any precision, and for gamma < 1 its slope infinite
+        miss = (-torch.expm1(-nll)).clamp_min(torch.finfo(nll.dtype).tiny)
+        pixels = self._alpha_for(statistics) * miss.pow(self.gamma) * nll
+        (factor,) = _per_pixel([statistics], [-1.0], like=nll)
+        return pixels.sum() * factor
 
-    def _alpha_for(self, sums: Tensor) -> Tensor:
-        groups, classes = sums.shape[1:]
-        alpha = self.alpha.to(sums.dtype)
+    def _alpha_for(self, statistics: SegmentationStatistics) -> Tensor:
+        """Balance of every pixel, to broadcast over ``[B, R, P]``."""
+        groups, classes = statistics.groups, statistics.classes
+        alpha = self.alpha.to(statistics.loglik.dtype)
         if len(alpha) == 1:
             return alpha
         if groups > 1 and len(alpha) == groups:
             return alpha[:, None]
         if groups == 1 and len(alpha) == classes:
-            return alpha
+            return alpha[statistics.true_class]
         raise ValueError(
             f"alpha has {len(alpha)} values, the logits {max(groups, classes)} classes"
         )

@@ -1,7 +1,7 @@
 """What every loss term needs, from one pass over the logits.
 
 All terms are functions of a few sums per image and class, so they are computed once here and shared.
-Every sum has shape ``[B, R, K]``: K classes that compete for a pixel, in R independent groups.
+Counts have the shape ``[B, R, K]``: K classes that compete for a pixel, in R independent groups.
 Softmax logits ``[B, C, ...]`` are one group of C classes (R=1, K=C). In sigmoid mode each channel
 is a group of its own with two classes, background and foreground (R=C, K=2), so that one sigmoid
 channel ``z`` gives exactly what the two softmax channels ``[0, z]`` give.
@@ -9,36 +9,20 @@ channel ``z`` gives exactly what the two softmax channels ``[0, z]`` give.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dmf_plugins.losses.kernels import (
-    BinaryCounts,
-    SoftmaxCounts,
-    binary_counts,
-    softmax_counts,
-)
+from dmf_plugins.core.constants import constant
+from dmf_plugins.losses.kernels import SigmoidCounts, SoftmaxCounts, sigmoid_counts, softmax_counts
 
 Mode = Literal["auto", "softmax", "sigmoid"]
 
 
-def once(compute: Callable[[Any], Any]) -> Any:
-    """Property computed on first use; unlike functools', without the lock torch.compile rejects."""
-    key = compute.__name__
-
-    def get(self: SegmentationStatistics) -> Any:
-        if key not in self._computed:
-            self._computed[key] = compute(self)
-        return self._computed[key]
-
-    return property(get, doc=compute.__doc__)
-
-
 class SegmentationStatistics:
-    """Soft counts and log-likelihoods of one batch, each computed on first use and kept.
+    """Soft counts and log-likelihoods of one batch.
 
     Args:
         logits: ``[B, C, *spatial]`` floating point; half types are computed in float32.
@@ -50,8 +34,17 @@ class SegmentationStatistics:
         ignore_index: label of the pixels left out of everything.
         mask: bool ``[B, 1, *spatial]``, False for further pixels to leave out.
 
+    Attributes:
+        batch: logits and target as given.
+        sigmoid: whether the logits are read through a sigmoid.
+        binary: whether each channel, or the difference of the only two, decides by itself.
+        loglik: ``[B, R, P]`` log-probability of the true class of each pixel, zero where ignored.
+        labelled: labelled pixels per image and group, ``[B, R]``; a plain number where none can be
+            ignored.
+        extremes: smallest and largest label, 0-d each; empty where none can be out of range.
+
     Raises:
-        ValueError: shapes do not fit, or (where it costs nothing to tell) a label is out of range.
+        ValueError: shapes do not fit.
     """
 
     def __init__(
@@ -63,149 +56,125 @@ class SegmentationStatistics:
         ignore_index: int | None = None,
         mask: Tensor | None = None,
     ) -> None:
-        self.logits = logits if logits.dtype == torch.float64 else logits.float()
+        self.batch = (logits, target)
         self.sigmoid = resolve_mode(logits, target, mode)
         if target.ndim == logits.ndim - 1:
             target = target[:, None]
-        expected = logits.shape if self.sigmoid else (logits.shape[0], 1, *logits.shape[2:])
-        if target.shape != expected:
-            raise ValueError(
-                f"target {tuple(target.shape)} does not fit logits {tuple(logits.shape)}: expected "
-                f"{tuple(expected)} for {'sigmoid' if self.sigmoid else 'softmax'} mode"
-            )
-        if mask is not None and mask.shape != (logits.shape[0], 1, *logits.shape[2:]):
-            raise ValueError(
-                f"mask {tuple(mask.shape)} does not fit logits {tuple(logits.shape)}: expected "
-                f"{(logits.shape[0], 1, *logits.shape[2:])}"
-            )
+        _check_shapes(logits, target, mask, self.sigmoid)
+        ignored = None if mask is None else ~mask
         if ignore_index is not None:
-            labelled = target != ignore_index
-            mask = labelled if mask is None else labelled & mask
-        self.mask = mask
-        self._shape = logits.shape
-        self._target = target.flatten(2)
-        self._ignored = None if mask is None else ~mask.flatten(2)
+            unlabelled = target == ignore_index
+            ignored = unlabelled if ignored is None else ignored | unlabelled
+        self.binary = self.sigmoid or logits.shape[1] == 2
+        self.classes = 2 if self.binary else logits.shape[1]
+        self.groups = logits.shape[1] if self.sigmoid else 1
+        logits = (logits if logits.dtype == torch.float64 else logits.float()).flatten(2)
+        self._ignored = None if ignored is None else ignored.flatten(2)
+        target = target.flatten(2)
         if self._ignored is not None:
-            self._target = self._target.masked_fill(self._ignored, 0)
-        self._computed: dict[str, Any] = {}
+            target = target.masked_fill(self._ignored, 0)
+        # bools cannot be out of range, nor regions
+        self.extremes: tuple[Tensor, ...] = ()
+        if self.groups == 1 and target.dtype != torch.bool:
+            self.extremes = tuple(target.aminmax())
+        self._read(logits, target)
+
+    def _read(self, logits: Tensor, target: Tensor) -> None:
+        counts: SigmoidCounts | SoftmaxCounts
+        if self.binary:
+            self._target = (target != 0 if self.groups > 1 else target).to(logits.dtype)
+            counts = sigmoid_counts(logits, self._target, self._ignored, pair=not self.sigmoid)
+        else:
+            self._target = target.to(logits.dtype)
+            if self._ignored is not None:
+                self._target = self._target.masked_fill(self._ignored, -1)
+            counts = softmax_counts(logits, self._target, self._ignored)
+        self.loglik, *self.sums = counts
+        self.labelled: Tensor | int = logits.shape[2]
+        if self._ignored is not None:
+            kept = (~self._ignored).sum(dim=-1).to(logits.dtype)
+            self.labelled = kept.expand(-1, self.groups)
 
     @property
-    def binary(self) -> bool:
-        """Whether each channel, or the difference of the only two, decides by itself."""
-        return self.sigmoid or self._shape[1] == 2
+    def counts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """True positives, predicted mass and true pixels, each ``[B, R, K]``.
 
-    @once
-    def _binary(self) -> BinaryCounts:
-        pair = not self.sigmoid
-        return binary_counts(self.logits.flatten(2), self._foreground, self._ignored, pair)
+        ``tp = sum p y``, ``predicted = sum p = tp + fp``, ``true = sum y = tp + fn``.
+        """
+        tp, predicted, true = stack_counts([self])[:, 0]
+        return tp, predicted, true
 
-    @once
-    def _softmax(self) -> SoftmaxCounts:
-        target = self._target.long()
-        _check_labels(target, self._shape[1])
-        return softmax_counts(self.logits.flatten(2), target, self._ignored)
-
-    @once
-    def _foreground(self) -> Tensor:
-        """0/1 truth of every binary channel, ``[B, R, P]``, zero where ignored."""
-        if self.sigmoid:
-            return (self._target != 0).to(self.logits.dtype)
-        _check_labels(self._target, 2)
-        return self._target.to(self.logits.dtype)
-
-    @once
-    def _nll(self) -> Tensor:
-        """Minus log-probability of the true class, ``[B, R, P]``, zero where ignored."""
-        return (self._binary if self.binary else self._softmax).nll
-
-    @once
-    def _labelled(self) -> Tensor:
-        """Labelled pixels of each image and group, ``[B, R]``."""
-        groups = self._shape[1] if self.sigmoid else 1
-        if self._ignored is None:
-            pixels = self.logits[0, 0].numel()
-            return self.logits.new_full((self._shape[0], groups), pixels)
-        return (~self._ignored).sum(dim=-1).to(self.logits.dtype).expand(-1, groups)
-
-    @once
-    def num_labelled(self) -> Tensor:
+    @property
+    def num_labelled(self) -> Tensor | int:
         """Labelled pixels, counted once for each group; 0-d."""
-        return self._labelled.sum()
+        if isinstance(self.labelled, int):
+            return self.labelled * self.loglik.shape[0] * self.groups
+        return self.labelled.sum()
 
     @property
     def any_labelled(self) -> Tensor | None:
         """0-d bool, False when the whole batch is ignored; None when nothing can be ignored."""
-        return None if self.mask is None else self.num_labelled > 0
+        return None if isinstance(self.labelled, int) else self.labelled.sum() > 0
 
-    @once
+    @property
     def nll_sum(self) -> Tensor:
         """Sum of the negative log-likelihood over labelled pixels and groups, 0-d."""
-        return self._nll.sum()
+        return -self.loglik.sum()
 
-    def focal_sum(self, gamma: float) -> Tensor:
-        """Sum of ``(1 - p)^gamma * -log p`` of the true class, by true class, ``[B, R, K]``."""
-        nll = self._nll
-        # below the floor the term is zero to any precision, and for gamma < 1 its slope infinite
-        miss = (-torch.expm1(-nll)).clamp_min(torch.finfo(nll.dtype).tiny)
-        pixels = miss.pow(gamma) * nll
-        if self.binary:
-            foreground = (pixels * self._foreground).sum(dim=-1)
-            return torch.stack((pixels.sum(dim=-1) - foreground, foreground), dim=-1)
-        classes = torch.arange(self._shape[1], device=nll.device)[:, None]
-        by_class = torch.where(self._target == classes, pixels, 0.0)
-        return by_class.sum(dim=-1)[:, None]
-
-    @once
-    def counts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """True positives, predicted mass and true pixels, each ``[B, R, K]``.
-
-        ``TP = sum p y``, ``predicted = sum p = TP + FP``, ``true = sum y = TP + FN``.
-        """
-        if not self.binary:
-            found = self._softmax
-            return found.hits[:, None], found.predicted[:, None], found.true[:, None]
-        pair = self._binary
-        background = self._labelled - pair.true
-        background_hits = (background - pair.false_alarms).clamp_min(0)
-        return (
-            torch.stack((background_hits, pair.hits), dim=-1),
-            torch.stack((background_hits + pair.misses, pair.hits + pair.false_alarms), dim=-1),
-            torch.stack((background, pair.true), dim=-1),
-        )
-
-    def pooled(self, over_batch: bool, include_background: bool) -> tuple[Tensor, ...]:
-        """:attr:`counts` ``[1 or B, R, K]``, summed over the batch or not, of the classes asked for."""
-        key = f"pooled {over_batch} {include_background}"
-        if key not in self._computed:
-            counts = self.counts
-            if not include_background:
-                counts = tuple(count[..., 1:] for count in counts)
-            if over_batch:
-                counts = tuple(count.sum(dim=0, keepdim=True) for count in counts)
-            self._computed[key] = counts
-        return self._computed[key]
-
-    def presence(self, over_batch: bool, include_background: bool) -> Tensor:
-        """Weights of the mean over the classes that occur in the target, ``[1 or B, R, K]``."""
-        key = f"presence {over_batch} {include_background}"
-        if key not in self._computed:
-            true = self.pooled(over_batch, include_background)[2]
-            self._computed[key] = class_mean_weights((true > 0).to(true.dtype))
-        return self._computed[key]
+    @property
+    def true_class(self) -> Tensor:
+        """Label of each pixel within its group, int64 ``[B, R, P]``; 0 where ignored."""
+        return self._target.clamp_min(0).long()
 
 
-def class_mean_weights(weight: Tensor) -> Tensor:
-    """Weights of a mean over classes within a group, then over the groups with any weight.
+def stack_counts(scales: Sequence[SegmentationStatistics]) -> Tensor:
+    """Counts of several scales (or one) of a batch, ``[3, S, B, R, K]``: tp, predicted, true."""
+    found = torch.stack([count for scale in scales for count in scale.sums])  # [3 S, B, channels]
+    found = found.unflatten(0, (len(scales), 3)).transpose(0, 1)
+    if not scales[0].binary:
+        return found[..., None, :]
+    found = torch.cat((found, _labelled(scales, found).expand_as(found[:1])))
+    both = constant(_FROM_BINARY, found) @ found.flatten(1)
+    return both.unflatten(0, (3, 2)).unflatten(2, found.shape[1:]).movedim(1, -1)
 
-    Args:
-        weight: ``[G, R, K]``, not negative, need not be normalised.
 
-    Returns:
-        ``[G, R, K]``, of sum 1; all zero when ``weight`` is.
+# tp, predicted and true of background and foreground, from fn, fn + fp, true and labelled pixels
+_FROM_BINARY = (
+    *((1, -1, -1, 1), (-1, 0, 1, 0)),  # tp: labelled - true - fp, and true - fn
+    *((2, -1, -1, 1), (-2, 1, 1, 0)),
+    *((0, 0, -1, 1), (0, 0, 1, 0)),
+)
+
+
+def _labelled(scales: Sequence[SegmentationStatistics], like: Tensor) -> Tensor:
+    """Labelled pixels, ``[1, S, B, R]`` or, where none can be ignored, ``[1, S, 1, 1]``."""
+    numbers = [scale.labelled for scale in scales]
+    if isinstance(numbers[0], int):
+        return constant(tuple(numbers), like)[None, :, None, None]
+    return torch.stack([torch.as_tensor(number) for number in numbers])[None]
+
+
+def check_labels(scales: Sequence[SegmentationStatistics]) -> None:
+    """Raise ``ValueError`` on a label outside ``0..classes-1``.
+
+    On the CPU at once; on a GPU, where a look would stop the pipeline, by an assertion on the device,
+    as indexing with the label would.
     """
-    total = weight.sum(dim=-1, keepdim=True)
-    groups = (total > 0).sum().clamp_min(1)
-    return weight / (total.clamp_min(torch.finfo(total.dtype).tiny) * groups)
+    extremes = [label for scale in scales for label in scale.extremes]
+    if torch.compiler.is_compiling() or not extremes:
+        return
+    classes = scales[0].classes
+    if extremes[0].device.type != "cpu":
+        found = torch.stack(extremes)
+        torch._assert_async(((found >= 0) & (found < classes)).all())
+        return
+    labels = [label.tolist() for label in extremes]
+    smallest, largest = int(min(labels)), int(max(labels))
+    if smallest < 0 or largest >= classes:
+        raise ValueError(
+            f"target holds labels from {smallest} to {largest}, but the logits have {classes} "
+            f"channels; relabel to 0..{classes - 1}, or name the label to leave out as ignore_index"
+        )
 
 
 def resolve_mode(logits: Tensor, target: Tensor, mode: Mode) -> bool:
@@ -223,20 +192,15 @@ def resolve_mode(logits: Tensor, target: Tensor, mode: Mode) -> bool:
     return mode == "sigmoid"
 
 
-def _check_labels(target: Tensor, classes: int) -> None:
-    """Raise ``ValueError`` on a label outside ``0..classes-1``.
-
-    On the CPU at once; on a GPU, where a look would stop the pipeline, by an assertion on the device,
-    as indexing with the label would.
-    """
-    if torch.compiler.is_compiling() or target.dtype == torch.bool:
-        return
-    if target.device.type != "cpu":
-        torch._assert_async(((target >= 0) & (target < classes)).all())
-        return
-    low, high = (int(value) for value in target.aminmax())
-    if low < 0 or high >= classes:
+def _check_shapes(logits: Tensor, target: Tensor, mask: Tensor | None, sigmoid: bool) -> None:
+    single = (logits.shape[0], 1, *logits.shape[2:])
+    expected = tuple(logits.shape) if sigmoid else single
+    if target.shape != expected:
         raise ValueError(
-            f"target holds labels from {low} to {high}, but the logits have {classes} channels; "
-            f"relabel to 0..{classes - 1}, or name the label to leave out as ignore_index"
+            f"target {tuple(target.shape)} does not fit logits {tuple(logits.shape)}: expected "
+            f"{expected} for {'sigmoid' if sigmoid else 'softmax'} mode"
+        )
+    if mask is not None and mask.shape != single:
+        raise ValueError(
+            f"mask {tuple(mask.shape)} does not fit logits {tuple(logits.shape)}: expected {single}"
         )

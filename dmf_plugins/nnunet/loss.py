@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dmf_plugins.losses.dmf import DMFLoss, Terms
+from dmf_plugins.losses.dmf import Batch, DMFLoss
 
 
 class DeepSupervisionDMFLoss(nn.Module):
@@ -49,26 +49,17 @@ class DeepSupervisionDMFLoss(nn.Module):
             raise ValueError(
                 f"{len(output)} outputs and {len(target)} targets for {len(weights)} scale weights"
             )
-        scales = [
-            (weight, self._terms(*pair))
-            for weight, *pair in zip(weights, output, target, strict=True)
-            if weight != 0
-        ]
+        used = [i for i, weight in enumerate(weights) if weight != 0]
+        scales = [self._split(output[i], target[i]) for i in used]
+        terms = self.loss.terms_of_scales(scales, [weights[i] for i in used])
         recording = self.loss.training
         self.loss.train(recording and torch.is_grad_enabled())
         try:
-            return self.loss.fuse(combine(scales))
+            return self.loss.fuse(terms)
         finally:
             self.loss.train(recording)
 
-    def _terms(self, output: Tensor, target: Tensor) -> Terms:
+    def _split(self, output: Tensor, target: Tensor) -> Batch:
         if not self.ignore_channel:
-            return self.loss.terms(output, target)
-        return self.loss.terms(output, target[:, :-1], mask=target[:, -1:] == 0)
-
-
-def combine(scales: Sequence[tuple[float, Terms]]) -> Terms:
-    """Weighted sum of the terms of several scales; recorded if any scale had a labelled pixel."""
-    values = torch.stack([weight * terms.values for weight, terms in scales]).sum(dim=0)
-    record = [terms.record for _, terms in scales if terms.record is not None]
-    return Terms(values, torch.stack(record).any() if record else None)
+            return output, target, None
+        return output, target[:, :-1], target[:, -1:] == 0

@@ -69,7 +69,7 @@ class Window:
 
     def scaled(self) -> Tensor:
         """History after Eq. 10 and Eq. 9, ``[M, N]``; zero in rows that are not valid."""
-        return scale_history(self.history, self.valid)
+        return scale_history(self.history, self.valid) * self.valid
 
 
 class Rule(nn.Module):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmf_plugins.core.scaling import EPS
+from dmf_plugins.core.constants import constant
+from dmf_plugins.core.scaling import EPS, scale_history
 from dmf_plugins.core.weighting.base import WEIGHTINGS, PriorRule, Rule, Window
 
 
@@ -22,7 +23,7 @@ def mad_of(scaled: Tensor, valid: Tensor, count: Tensor) -> Tensor:
     The median of an even number is the mean of the two in the middle.
     """
     # sorted, the two in the middle; rows that are not valid are infinitely far away
-    middle = torch.stack(((count - 1) // 2, count // 2)).clamp_min(0)
+    middle = (count - constant((1, 0), count)) // 2
     scaled = torch.where(valid, scaled, torch.inf)
     median = scaled.sort(dim=0).values.index_select(0, middle).mean(dim=0)
     distance = (scaled - median).abs()
@@ -33,6 +34,10 @@ def inverse_score(spread: Tensor) -> Tensor:
     """Log of ``1 / (spread + eps)``; all ``-inf`` when every spread is zero and nothing can be told."""
     score = -(spread + EPS).log()
     return torch.where((spread > 0).any(), score, -torch.inf)
+
+
+def _scaled(window: Window) -> Tensor:
+    return scale_history(window.history, window.valid)
 
 
 @WEIGHTINGS.register("fixed")
@@ -47,7 +52,7 @@ class Variance(Rule):
     """``w_i = Var(H_i) / sum_j Var(H_j)`` (Eq. 3-4): terms that still move get more weight."""
 
     def forward(self, window: Window) -> Tensor:
-        return variance_of(window.scaled(), window.valid, window.count()).log()
+        return variance_of(_scaled(window), window.valid, window.count()).log()
 
 
 @WEIGHTINGS.register("mad")
@@ -55,7 +60,7 @@ class MAD(Rule):
     """``w_i`` proportional to ``1 / MAD(H_i)`` (Eq. 5-6): steady terms get more weight."""
 
     def forward(self, window: Window) -> Tensor:
-        return inverse_score(mad_of(window.scaled(), window.valid, window.count()))
+        return inverse_score(mad_of(_scaled(window), window.valid, window.count()))
 
 
 @WEIGHTINGS.register("bayesian")
@@ -67,5 +72,5 @@ class Bayesian(PriorRule):
     """
 
     def forward(self, window: Window) -> Tensor:
-        mad = mad_of(window.scaled(), window.valid, window.count())
+        mad = mad_of(_scaled(window), window.valid, window.count())
         return self.log_prior + inverse_score(mad)
