@@ -24,6 +24,8 @@ from dmf_plugins.data import bilateral_filter, convert_dataset
 from dmf_plugins.data.images import decode_gray, encode_png
 from dmf_plugins.errors import DataError, UsageError
 
+from .test_cli import dmf
+
 KILLS = 20
 
 
@@ -180,3 +182,23 @@ def test_a_file_that_changes_while_it_is_read(phantoms, tmp_path):
         stop.set()
         thread.join()
     assert all("benign (1).png" in message for message in outcomes)
+
+
+def test_a_killed_filter_leaves_nothing_that_stays(tmp_path):
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for i in range(60):
+        noise = np.random.default_rng(i).integers(0, 256, (400, 400), dtype=np.uint8)
+        (source / f"{i}.png").write_bytes(encode_png(noise))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dmf_plugins", "filter", source, "-o", target],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while process.poll() is None and not list(tmp_path.glob(".dmf-partial-*/1.png")):
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert not target.exists()
+    # any later run beside it clears it away
+    assert dmf("filter", source / "0.png", "-o", tmp_path / "one.png").returncode == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "one.png"]
