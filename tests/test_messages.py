@@ -44,7 +44,7 @@ def test_an_output_that_is_a_file_or_below_one(command, images, tmp_path):
     )
     if command == "filter":
         below = dmf("filter", images, "--output", tmp_path / "file" / "below")
-        fails(below, 2, f"cannot write in {tmp_path / 'file'}")
+        fails(below, 2, f"cannot write in {tmp_path / 'file'}: not a folder")
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,14 @@ def test_a_model_that_stock_nnunet_would_not_load(changes, message, model, tmp_p
     with pytest.raises(DMFError, match=message):
         export_nnunet(model, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == [model.name]
+
+
+def test_a_checkpoint_that_is_a_pipe_is_not_waited_for(model, tmp_path):
+    path = model / "fold_0" / "checkpoint_final.pth"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"checkpoint_final\.pth is not a regular file"):
+        export_nnunet(model, tmp_path / "out")
 
 
 def test_options_of_the_other_framework_are_refused(model, tmp_path):

@@ -17,7 +17,7 @@ from dmf_plugins.errors import DataError, UsageError
 from dmf_plugins.nnunet.finder import find_trainer
 from dmf_plugins.nnunet.mixin import CHECKPOINT_KEY
 from dmf_plugins.nnunet.trainers import TRAINERS
-from dmf_plugins.paths import lies_in
+from dmf_plugins.paths import lies_in, regular
 
 _COPIED = ("plans.json", "dataset.json", "dataset_fingerprint.json")
 
@@ -105,7 +105,7 @@ def _check(folder: Path, model: Path, checkpoint: Path) -> None:
 def _load(path: Path) -> dict[str, Any]:
     try:
         # nnU-Net's own checkpoints hold NumPy numbers, which weights_only refuses
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        checkpoint = torch.load(regular(path), map_location="cpu", weights_only=False)
         checkpoint["trainer_name"]
     except Exception as error:
         raise DataError(f"{path} is not a readable nnU-Net checkpoint ({error!r})") from error
