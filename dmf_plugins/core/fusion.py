@@ -6,16 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from dmf_plugins.core.call import Call, mean_of, over_ranks
 from dmf_plugins.core.config import DMFConfig
 from dmf_plugins.core.schedule import auxiliary_factor
 from dmf_plugins.core.spec import flatten
 from dmf_plugins.core.state import Resume, pack, unpack
 from dmf_plugins.core.weighting import Rule, Window, build_rule, rule_settings
-
-Call = tuple[Tensor, Tensor, Tensor]
 
 
 class DynamicMemoryFusion(nn.Module):
@@ -38,6 +36,7 @@ class DynamicMemoryFusion(nn.Module):
         names: names of the N terms, or N.
         persistent: keep the memory in ``state_dict()``, for a training loop that saves no more than
             that. Off, it travels by :meth:`state_dict_dmf` alone.
+        config: a config that is there already, in the place of options.
         **options: fields of :class:`DMFConfig` other than ``losses`` and ``auxiliary``.
 
     Shape:
@@ -63,27 +62,20 @@ class DynamicMemoryFusion(nn.Module):
     _age: Tensor
 
     def __init__(
-        self, names: Sequence[str] | int, *, persistent: bool = False, **options: Any
+        self,
+        names: Sequence[str] | int,
+        *,
+        persistent: bool = False,
+        config: DMFConfig | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
-        if isinstance(names, int):
-            names = tuple(f"term{i}" for i in range(names))
+        names = tuple(f"term{i}" for i in range(names)) if isinstance(names, int) else tuple(names)
         for reserved in ("losses", "auxiliary"):
             if reserved in options:
                 raise TypeError(f"{reserved!r} is an option of DMFLoss, not of the fusion")
-        self._build(tuple(names), DMFConfig.from_dict({**options, "losses": names}), persistent)
-
-    @classmethod
-    def from_config(
-        cls, names: Sequence[str], config: DMFConfig, *, persistent: bool = False
-    ) -> DynamicMemoryFusion:
-        """Build from a config whose ``losses`` are the terms called ``names``."""
-        fusion = cls.__new__(cls)
-        nn.Module.__init__(fusion)
-        fusion._build(tuple(names), config, persistent)
-        return fusion
-
-    def _build(self, names: tuple[str, ...], config: DMFConfig, persistent: bool) -> None:
+        if config is None:
+            config = DMFConfig.from_dict({**options, "losses": names})
         if len(set(names)) != len(names):
             raise ValueError(f"names must differ from each other, got {list(names)}")
         self.names = names
@@ -213,10 +205,10 @@ class DynamicMemoryFusion(nn.Module):
 
     @torch.no_grad()
     def _record(self, values: Tensor, record: Tensor | None, amend: bool) -> None:
-        call = self._reduce(values, record)
+        call = over_ranks(values, record)
         if amend:
             self._calls = [*self._calls, call]
-            call = _mean(self._calls)
+            call = mean_of(self._calls)
         else:
             self._before, self._calls = self._states(), [call]
         values, usable, broken = call
@@ -241,21 +233,6 @@ class DynamicMemoryFusion(nn.Module):
         self._history, self._weights, self._step, self._skipped, *rules = self._before
         for name, value in zip(self.rule._buffers, rules, strict=True):
             setattr(self.rule, name, value)
-
-    def _reduce(self, values: Tensor, record: Tensor | None) -> Call:
-        """Mean over ranks, whether to record it, and whether some rank was not finite."""
-        usable = torch.linalg.vector_norm(values, torch.inf) < torch.inf
-        broken = ~usable
-        if record is not None:
-            usable, broken = usable & record, broken & record
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            # every rank always takes part, whatever its batch held, so that none can wait alone
-            values = torch.where(usable, values, 0.0)
-            message = torch.cat((values, torch.stack((usable, broken)).to(values)))
-            dist.all_reduce(message)
-            values = message[:-2] / message[-2].clamp_min(1)
-            usable, broken = message[-2] > 0, message[-1] > 0
-        return values, usable, broken
 
     def _adapt(self, usable: Tensor) -> None:
         """Weights the rule draws from the memory (Eq. 3-8)."""
@@ -319,22 +296,5 @@ class DynamicMemoryFusion(nn.Module):
         self._put([tensors[name] for name in initial])
 
     def extra_repr(self) -> str:
-        config = self.config
-        parts = [
-            f"names={self.names}, weighting={config.weighting!r}",
-            f"memory_size={config.memory_size}, min_history={config.min_history}",
-            f"gamma0={config.gamma0}, decay_rate={config.decay_rate}",
-            f"decay_interval={config.decay_interval}",
-        ]
-        if config.min_weight > 0:
-            parts.append(f"min_weight={config.min_weight}")
-        if config.weight_ema is not None:
-            parts.append(f"weight_ema={config.weight_ema}")
-        return ", ".join(parts)
-
-
-def _mean(calls: Sequence[Call]) -> Call:
-    """One call in the place of those of a step: the mean of what is usable."""
-    values = torch.stack([torch.where(usable, value, 0.0) for value, usable, _ in calls])
-    usable, broken = (torch.stack([call[i] for call in calls]) for i in (1, 2))
-    return values.sum(dim=0) / usable.sum().clamp_min(1), usable.any(), broken.any()
+        settings = ", ".join(f"{key}={value!r}" for key, value in self.settings.items())
+        return f"names={self.names}, {settings}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,23 +13,12 @@ from dmf_plugins.core.config import DMFConfig
 from dmf_plugins.core.fusion import DynamicMemoryFusion
 from dmf_plugins.core.spec import LossSpec, Spec, flatten, plain, split
 from dmf_plugins.core.state import Resume, compare
-from dmf_plugins.losses.base import LOSSES, SegmentationLoss
+from dmf_plugins.losses.base import SegmentationLoss
 from dmf_plugins.losses.overlap import OverlapLoss, region_losses
 from dmf_plugins.losses.statistics import Mode, SegmentationStatistics, check_labels
+from dmf_plugins.losses.terms import SHARED, build_term, name_of, unique_name
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
-_SHARED = ("ignore_index", "mode")
-
-
-class ForeignLoss(nn.Module):
-    """A user's callable ``(logits, target) -> scalar`` as a module."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return self.function(logits, target)
 
 
 class Terms(NamedTuple):
@@ -113,12 +102,12 @@ class DMFLoss(nn.Module):
         self.losses = nn.ModuleList()
         for spec in config.losses:
             name, term = build_term(spec, overlap)
-            names.append(_unique(name, names))
+            names.append(unique_name(name, names))
             self.losses.append(term)
         self.auxiliary = None
         if config.auxiliary is not None:
             self.auxiliary = build_term(config.auxiliary, overlap)[1]
-        self.fusion = DynamicMemoryFusion.from_config(names, config, persistent=persistent)
+        self.fusion = DynamicMemoryFusion(names, config=config, persistent=persistent)
         self.last: dict[str, Tensor] = {}
         self._step_calls: list[tuple[Tensor, Tensor]] = []
 
@@ -228,14 +217,12 @@ class DMFLoss(nn.Module):
         if self.auxiliary is not None:
             specs["auxiliary"] = config.auxiliary  # type: ignore[assignment]
             terms["auxiliary"] = self.auxiliary
-        found: dict[str, Any] = {"auxiliary": None, **{key: getattr(self, key) for key in _SHARED}}
+        found: dict[str, Any] = {"auxiliary": None, **{key: getattr(self, key) for key in SHARED}}
         for key, spec in specs.items():
             options = getattr(terms[key], "settings", {})
-            options = {name: value for name, value in options.items() if name not in _SHARED}
+            options = {name: value for name, value in options.items() if name not in SHARED}
             if callable(spec):
-                found |= {key: _name_of(spec)} | {
-                    f"{key}.{k}": plain(v) for k, v in options.items()
-                }
+                found |= {key: name_of(spec)} | {f"{key}.{k}": plain(v) for k, v in options.items()}
             else:
                 found |= flatten(key, spec, options)
         return found | self.fusion.settings
@@ -271,44 +258,3 @@ class DMFLoss(nn.Module):
         if resume == "same" and isinstance(settings, Mapping):
             compare(settings, self.settings)
         self.fusion.load_state_dict_dmf(state, resume)
-
-
-def build_term(spec: LossSpec, overlap: Mapping[str, Any]) -> tuple[str, nn.Module]:
-    """Name and module of one term.
-
-    Args:
-        spec: name or dict in canonical form, or callable.
-        overlap: default arguments of region terms.
-
-    Raises:
-        KeyError: the name is not in ``LOSSES``.
-        TypeError: an argument the term does not take, or one that the whole loss decides.
-    """
-    if isinstance(spec, (DMFLoss, DynamicMemoryFusion)):
-        raise TypeError("a DMFLoss cannot be a term of another; list its terms instead")
-    if callable(spec):
-        return _name_of(spec), spec if isinstance(spec, nn.Module) else ForeignLoss(spec)
-    name, options = split(spec)
-    cls = LOSSES[name]
-    for shared in _SHARED:
-        if shared in options:
-            raise TypeError(
-                f"loss {name!r}: {shared} is one for all terms; give it to the whole loss instead"
-            )
-    defaults = overlap if issubclass(cls, OverlapLoss) else {}
-    try:
-        return name, cls(**{**defaults, **options})
-    except TypeError as error:
-        raise TypeError(f"loss {name!r}: {error}") from error
-
-
-def _name_of(term: Callable[..., Any]) -> str:
-    return str(getattr(term, "name", getattr(term, "__name__", type(term).__name__)))
-
-
-def _unique(name: str, taken: list[str]) -> str:
-    count = 2
-    unique = name
-    while unique in taken:
-        unique, count = f"{name}_{count}", count + 1
-    return unique

@@ -40,8 +40,8 @@ class OverlapLoss(SegmentationLoss):
         ValueError: ``smooth`` is negative or not finite.
     """
 
-    _numerator: Row
-    _denominator: Row
+    numerator: Row
+    denominator: Row
 
     def __init__(
         self,
@@ -57,16 +57,6 @@ class OverlapLoss(SegmentationLoss):
         self.include_background = include_background
         self.batch_dice = batch_dice
         self.smooth = smooth
-
-    @property
-    def numerator(self) -> Row:
-        """Coefficients of tp, predicted and true pixels in the numerator of the score."""
-        return self._numerator
-
-    @property
-    def denominator(self) -> Row:
-        """Those in the denominator."""
-        return self._denominator
 
     @property
     def pooled(self) -> bool:
@@ -175,16 +165,16 @@ def _class_weights(terms: Sequence[OverlapLoss], true: Tensor) -> Tensor:
 class DiceLoss(OverlapLoss):
     """Mean soft Dice loss, ``1 - 2 TP / (2 TP + FP + FN)`` (Eq. 18). Arguments: :class:`OverlapLoss`."""
 
-    _numerator = (2, 0, 0)
-    _denominator = (0, 1, 1)
+    numerator = (2, 0, 0)
+    denominator = (0, 1, 1)
 
 
 @LOSSES.register("iou")
 class IoULoss(OverlapLoss):
     """Mean soft IoU (Jaccard) loss, ``1 - TP / (TP + FP + FN)`` (Eq. 17). Arguments: :class:`OverlapLoss`."""
 
-    _numerator = (1, 0, 0)
-    _denominator = (-1, 1, 1)
+    numerator = (1, 0, 0)
+    denominator = (-1, 1, 1)
 
 
 @LOSSES.register("tversky")
@@ -212,10 +202,10 @@ class TverskyLoss(OverlapLoss):
         self.alpha = alpha
         self.beta = beta
 
-    _numerator = (1, 0, 0)
+    numerator = (1, 0, 0)
 
     @property
-    def denominator(self) -> Row:
+    def denominator(self) -> Row:  # type: ignore[override]
         return (1 - self.alpha - self.beta, self.alpha, self.beta)
 
 

@@ -168,7 +168,7 @@ def check_labels(scales: Sequence[SegmentationStatistics]) -> None:
         found = torch.stack(extremes)
         torch._assert_async(((found >= 0) & (found < classes)).all())
         return
-    labels = [label.tolist() for label in extremes]
+    labels: list[float] = [label.tolist() for label in extremes]  # type: ignore[misc]
     smallest, largest = int(min(labels)), int(max(labels))
     if smallest < 0 or largest >= classes:
         raise ValueError(
