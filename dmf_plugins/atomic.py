@@ -132,8 +132,8 @@ def _beside(target: Path) -> Iterator[Path]:
                 _remove(path)
         folder.mkdir()
     except OSError as error:
-        reason = "not a folder" if isinstance(error, FileExistsError) else error.strerror
-        raise UsageError(f"cannot write in {target.parent}: {reason}") from error
+        why = "not a folder" if isinstance(error, FileExistsError) else error.strerror
+        raise UsageError(f"cannot write in {target.parent}: {why}") from error
     try:
         yield folder
     except OSError as error:
