@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from dmf_plugins.core.config import DMFConfig
 from dmf_plugins.losses.dmf import DMFLoss
+from dmf_plugins.nnunet.compiled import Compiled
 from dmf_plugins.nnunet.loss import DeepSupervisionDMFLoss
 from dmf_plugins.report.recorder import Recorder
 
@@ -42,11 +43,12 @@ class DMFTrainerMixin(_Trainer):
         class nnUNetTrainerDMF_Mine(nnUNetTrainerDMF):
             dmf = {"losses": ["ce", "dice"], "weighting": "mad", "auxiliary": "tversky"}
 
-    Beside nnU-Net's ``progress.png`` it keeps ``dmf_log.csv`` (one row a training step) and
+    Beside nnU-Net's ``progress.png`` it keeps ``dmf_log.csv`` (one row per training step) and
     ``dmf_dynamics.png``. The memory travels in nnU-Net's checkpoints, which stock nnU-Net still
     reads. ``--c`` refuses other settings than the checkpoint's, unless :attr:`dmf_resume` or the
-    environment variable ``DMF_RESUME`` is ``new`` (go on with them) or ``afresh`` (empty memory). Under multi-GPU training the recorded values are the mean over the GPUs and region terms
-    are pooled over each GPU's share of the batch.
+    environment variable ``DMF_RESUME`` is ``new`` (go on with them) or ``afresh`` (empty memory).
+    Under multi-GPU training the recorded values are the mean over the GPUs and region terms are
+    pooled over each GPU's share of the batch.
     """
 
     dmf: ClassVar[Mapping[str, Any]] = {}
@@ -69,6 +71,10 @@ class DMFTrainerMixin(_Trainer):
             raise ValueError(
                 f"{type(self).__name__}: nnU-Net builds its optimizer before the loss, so the learned "
                 f"weights of {self.dmf['weighting']!r} would never move; choose another weighting"
+            )
+        if self._do_i_compile():  # the all-reduce is not part of it
+            loss.terms_of_scales = Compiled(  # type: ignore[method-assign]
+                loss.terms_of_scales, self.print_to_log_file
             )
         wrapped = DeepSupervisionDMFLoss(
             loss,
