@@ -438,7 +438,7 @@ def test_the_loss_is_compiled_where_nnunet_compiles(build):
     plain = TRAINERS["nnUNetTrainerDMF"]
     compiling = type("nnUNetTrainerDMF2", (plain,), {"_do_i_compile": lambda self: True})
     for trainer, expected in ((plain, False), (compiling, True)):
-        assert isinstance(build(trainer).loss.loss.terms_of_scales, Compiled) == expected
+        assert isinstance(build(trainer).loss.terms, Compiled) == expected
 
 
 def test_scales_are_combined_per_term_and_recorded_once(build):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from dmf_plugins.losses.dmf import Batch, DMFLoss
+from dmf_plugins.losses.dmf import Batch, DMFLoss, Terms
 
 
 class DeepSupervisionDMFLoss(nn.Module):
@@ -33,6 +33,7 @@ class DeepSupervisionDMFLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.loss = loss
+        self.terms: Callable[..., Terms] = loss.terms_of_scales
         self.scale_weights = None if scale_weights is None else [float(w) for w in scale_weights]
         self.ignore_channel = ignore_channel
 
@@ -51,7 +52,7 @@ class DeepSupervisionDMFLoss(nn.Module):
             )
         used = [i for i, weight in enumerate(weights) if weight != 0]
         scales = [self._split(output[i], target[i]) for i in used]
-        terms = self.loss.terms_of_scales(scales, [weights[i] for i in used])
+        terms = self.terms(scales, [weights[i] for i in used])
         recording = self.loss.training
         self.loss.train(recording and torch.is_grad_enabled())
         try:

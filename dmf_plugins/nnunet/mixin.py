@@ -72,15 +72,13 @@ class DMFTrainerMixin(_Trainer):
                 f"{type(self).__name__}: nnU-Net builds its optimizer before the loss, so the learned "
                 f"weights of {self.dmf['weighting']!r} would never move; choose another weighting"
             )
-        if self._do_i_compile():  # the all-reduce is not part of it
-            loss.terms_of_scales = Compiled(  # type: ignore[method-assign]
-                loss.terms_of_scales, self.print_to_log_file
-            )
         wrapped = DeepSupervisionDMFLoss(
             loss,
             self._scale_weights(),
             ignore_channel=labels.has_regions and labels.has_ignore_label,
         )
+        if self._do_i_compile():  # the memory and the all-reduce stay outside
+            wrapped.terms = Compiled(wrapped.terms, self.print_to_log_file)
         return wrapped.to(self.device)
 
     def _scale_weights(self) -> list[float] | None:
