@@ -50,6 +50,7 @@ def run_demo(
     check_target(output, "demo", overwrite)
     device = usable_device(device)
     os.environ["nnUNet_extTrainer"] = str(bundled("nnunet_trainers"))
+    from dmf_plugins.cli.data import class_table
     from dmf_plugins.nnunet.finder import find_trainer
 
     if find_trainer(TRAINER) is None:
@@ -67,7 +68,7 @@ def run_demo(
         data = generate_phantoms(output / "phantoms", progress=True)
         console.print(f"generated phantoms in {data}")
     conversion = convert_dataset("busi", data, dataset_id=DATASET_ID, size=SIZE, progress=True)
-    console.print(conversion.table())
+    console.print(class_table(conversion.cases))
 
     _headline("2/5 nnUNetv2_plan_and_preprocess")
     _call(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -28,6 +28,12 @@ def describe(error: OSError) -> str:
     """File and reason, as far as the system names them."""
     reason = error.strerror or str(error)
     return reason if error.filename is None else f"{error.filename}: {reason}"
+
+
+def capped(lines: Sequence[str], limit: int = 20) -> list[str]:
+    """The first ``limit`` lines, and one that says how many more there are."""
+    more = len(lines) - limit
+    return [*lines[:limit], *([f"and {more} more"] if more > 0 else [])]
 
 
 @contextmanager

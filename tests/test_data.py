@@ -20,7 +20,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
+from dmf_plugins.cli import app
 from dmf_plugins.data import bilateral_filter, convert_dataset, filter_images, split_cases
 from dmf_plugins.data.duplicates import Fingerprint, group_duplicates
 from dmf_plugins.data.phantom import phantom
@@ -104,6 +106,17 @@ def test_bilateral_filter_refuses_other_images(bad):
 # ---------------------------------------------------------------- the split
 
 
+@pytest.mark.parametrize(
+    "option", ["--seed -1", "--workers -3", "--size 99999999", "--threshold 255"]
+)
+def test_a_wrong_option_is_told_before_any_work(option, tmp_path):
+    command = ["convert", "busi", "nowhere", "--to", "mmseg", "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*command, *option.split()])
+    assert isinstance(result.exception, UsageError)
+    assert option.split()[0].strip("-") in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=30, max_size=80),
     classes=st.integers(1, 3),
@@ -146,6 +159,47 @@ def test_copies_and_near_copies_share_a_group():
     near[-8:, :24] = 255  # an annotation burnt in
     groups = group_duplicates([Fingerprint.of(i) for i in [*images, images[0].copy(), near]])
     assert groups.tolist() == [0, 1, 2, 3, 4, 5, 0, 2]
+
+
+def marked(image: np.ndarray) -> np.ndarray:
+    """Caption, callipers and a dotted line, as an examiner leaves them."""
+    height, width = image.shape
+    image = image.copy()
+    cv2.putText(image, "LT UOQ 3", (width // 4, int(height * 0.85)), 0, 0.7, 255, 2)
+    for point in ((width // 3, height // 3), (2 * width // 3, height // 2)):
+        cv2.drawMarker(image, point, 255, cv2.MARKER_CROSS, 14, 2)
+    return image
+
+
+ALTERATIONS = {
+    "sides cropped": lambda i: np.ascontiguousarray(i[:, i.shape[1] // 6 : -i.shape[1] // 6]),
+    "bottom cropped": lambda i: i[: i.shape[0] * 7 // 10],
+    "black borders": lambda i: cv2.copyMakeBorder(i, 30, 40, 60, 25, cv2.BORDER_CONSTANT, value=0),
+    "marks": marked,
+    "smaller": lambda i: cv2.resize(i, None, fx=0.8, fy=0.8, interpolation=cv2.INTER_AREA),
+    "wider": lambda i: cv2.resize(i, (i.shape[1] * 11 // 10, i.shape[0])),
+    "brighter": lambda i: np.clip(i * 1.25 - 20, 0, 255).astype(np.uint8),
+    "jpeg": lambda i: cv2.imdecode(cv2.imencode(".jpg", i, [cv2.IMWRITE_JPEG_QUALITY, 60])[1], 0),
+}
+
+
+@pytest.mark.parametrize("kind", ALTERATIONS)
+def test_an_altered_copy_shares_a_group_and_strangers_do_not(kind):
+    images = [
+        phantom(np.random.default_rng(i), 440, 560, malignant=i % 2 == 0, lesions=1)[0]
+        for i in range(6)
+    ]
+    prints = [Fingerprint.of(image) for image in images]
+    prints += [Fingerprint.of(ALTERATIONS[kind](image)) for image in images]
+    assert group_duplicates(prints).tolist() == [*range(6), *range(6)]
+
+
+def test_patients_and_near_copies_are_linked_together():
+    rng = np.random.default_rng(0)
+    images = [phantom(rng, 100, 130, malignant=False, lesions=1)[0] for _ in range(5)]
+    prints = [Fingerprint.of(image) for image in [*images, images[4]]]
+    groups = group_duplicates(prints, ["a", None, "a", None, "b", "a"])
+    assert groups.tolist() == [0, 1, 0, 2, 0, 0]  # "b" holds a copy of an image of "a"
 
 
 # ---------------------------------------------------------------- the conversion
@@ -349,6 +403,55 @@ def test_mask_modes_seen_in_the_wild(copy, tmp_path):
         np.testing.assert_array_equal(np.asarray(Image.open(found)) == 1, expected)
 
 
+@pytest.mark.parametrize("every", [True, False])
+def test_masks_stored_as_0_and_1_are_told_and_can_be_read(every, copy, tmp_path):
+    for path in copy.rglob("*_mask*.png") if every else [copy / "benign/benign (1)_mask.png"]:
+        Image.fromarray((np.asarray(Image.open(path)) > 0).astype(np.uint8)).save(path)
+    with pytest.raises(DataError, match=r"benign \(1\)_mask\.png .*threshold 127.*--threshold 0"):
+        convert(copy, tmp_path / "out")
+    assert not (tmp_path / "out/Dataset501_BUSI").exists()
+    rows = manifest(convert(copy, tmp_path / "out", threshold=0).target)
+    assert all(float(row["lesion_fraction"]) > 0 for row in rows)
+
+
+def test_notes_are_capped(copy, tmp_path):
+    for number in range(40):
+        shutil.copy(copy / "benign/benign (1).png", copy / f"screenshot {number}.png")
+    command = ["convert", "busi", str(copy), "--to", "mmseg", "--output", str(tmp_path)]
+    result = CliRunner().invoke(app, command)
+    notes = [line for line in result.stdout.splitlines() if line.startswith("note:")]
+    assert len(notes) == 21
+    assert notes[-1] == "note: and 20 more"
+
+
+def test_threads_import_nothing(phantoms, tmp_path):
+    """An interrupt while the main thread imports can leave the import lock taken: a thread that
+    imported then hung for ever, in one of a few hundred interrupted conversions."""
+    code = """
+import sys, threading
+from dmf_plugins.data import convert_dataset
+found = []
+def hook(event, arguments):
+    if event == "import" and threading.current_thread() is not threading.main_thread():
+        found.append(arguments[0])
+sys.addaudithook(hook)
+convert_dataset("busi", sys.argv[1], "mmseg", output=sys.argv[2])
+assert not found, found
+"""
+    subprocess.run([sys.executable, "-c", code, phantoms, tmp_path], check=True)
+
+
+def test_the_next_command_names_the_config_that_fits(phantoms, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    three = convert_dataset("busi", phantoms, "mmseg", labels="benign-malignant")
+    assert three.next_steps == [
+        'python tools/train.py "$(dmf paths --mmseg)/unet_dmf_busi-3class-128x128.py"'
+    ]
+    (step,) = convert_dataset("busi", phantoms, "mmseg", output="else where").next_steps
+    assert "/unet_dmf_busi-128x128.py" in step
+    assert "train_dataloader.dataset.data_root='else where/BUSI'" in step
+
+
 def test_an_empty_lesion_mask_is_remarked(copy, tmp_path):
     path = copy / "benign/benign (1)_mask.png"
     Image.new("L", Image.open(path).size).save(path)
@@ -370,6 +473,9 @@ def test_wrong_arguments_are_named(phantoms, tmp_path, monkeypatch):
     fails("--dataset-id", dataset_id=None)
     fails("threshold", threshold=255)
     fails("size", size=(4, 4))
+    fails("size must lie between 8x8 and 8192x8192, got 99999999x8", size=(99999999, 8))
+    fails("seed must not be negative, got -1", seed=-1)
+    fails("workers must be at least 1, got -3", workers=-3)
     fails("does not exist", source=tmp_path / "nothing")
     fails("export nnUNet_raw=", output=None)
     (tmp_path / "Dataset501_Other").mkdir()
@@ -483,6 +589,15 @@ def test_the_real_data_converts_and_its_known_duplicates_are_found(tmp_path):
                  ("benign_269", "normal_001")]:  # fmt: skip
         assert rows[pair[0]]["group"] == rows[pair[1]]["group"], pair
         assert rows[pair[0]]["split"] == rows[pair[1]]["split"], pair
+    # the same scan with other callipers or another crop; other frames of one lesion
+    for pair in [("benign_016", "benign_151"), ("benign_094", "benign_108"),
+                 ("benign_221", "benign_246"), ("malignant_039", "malignant_042"),
+                 ("malignant_011", "malignant_113"), ("malignant_065", "malignant_066"),
+                 ("malignant_080", "malignant_081"), ("malignant_095", "malignant_096"),
+                 ("malignant_098", "malignant_099"), ("malignant_106", "malignant_107"),
+                 ("benign_204", "benign_206"), ("benign_125", "benign_126")]:  # fmt: skip
+        assert rows[pair[0]]["group"] == rows[pair[1]]["group"], pair
+    assert max(Counter(row["group"] for row in rows.values()).values()) <= 8  # nothing chains
     assert len(rows["benign_025"]["masks"].split(";")) == 2
     shares = Counter(row["split"] for row in rows.values())
     assert shares["train"] / 418 == pytest.approx(0.70, abs=0.01)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +96,16 @@ def dangling_link(root: Path) -> None:
     (root / "benign" / IMAGE).symlink_to(root / "nowhere.png")
 
 
+def pipe(root: Path) -> None:
+    (root / "benign" / IMAGE).unlink()
+    os.mkfifo(root / "benign" / IMAGE)
+
+
+def link_to_a_device(root: Path) -> None:
+    (root / "benign" / IMAGE).unlink()
+    (root / "benign" / IMAGE).symlink_to("/dev/zero")
+
+
 def link_to_itself(root: Path) -> None:
     (root / "benign" / IMAGE).unlink()
     (root / "benign" / IMAGE).symlink_to(root / "benign" / IMAGE)
@@ -144,6 +157,8 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     "folder for an image": (folder_for_a_file, MASK_NAME),
     "dangling link": (dangling_link, IMAGE),
     "link to itself": (link_to_itself, IMAGE),
+    "pipe": (pipe, IMAGE),
+    "link to a device": (link_to_a_device, IMAGE),
     "same name but for case": (in_benign("Benign (1).PNG", png(PIXELS)), "Benign (1).PNG"),
     "same number twice": (in_benign("benign (01).png", png(PIXELS)), "benign (01).png"),
     "no lesion images at all": (keep("normal"), "Dataset_BUSI_with_GT"),
@@ -328,8 +343,30 @@ def test_two_names_that_a_case_insensitive_disk_confuses(tmp_path):
         convert_dataset("bus", root, "mmseg", output=tmp_path / "out")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_named(busi, tmp_path):
-    (busi / "benign" / IMAGE).chmod(0)
-    with pytest.raises(DataError, match=r"benign \(1\)\.png"):
-        convert_dataset("busi", busi, "mmseg", output=tmp_path / "out")
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Without root's right to read everything."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.mark.parametrize("name", [f"benign/{IMAGE}", "benign"])
+def test_what_may_not_be_read_is_named(name, busi, tmp_path):
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder == Path(tempfile.gettempdir()):
+            break
+        folder.chmod(0o755)  # pytest's own are for one user
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o777)
+    locked = busi / name
+    locked.chmod(0)
+    try:
+        with nobody(), pytest.raises(DataError, match=re.escape(str(locked))):
+            convert_dataset("busi", busi, "mmseg", output=tmp_path / "out")
+    finally:
+        locked.chmod(0o755)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dmf_plugins.data import convert_dataset
+from dmf_plugins.data import READERS, Case, DatasetInfo, Reading, convert_dataset
 from dmf_plugins.data.phantom import phantom
 from dmf_plugins.errors import DataError, UsageError
 
@@ -82,6 +83,79 @@ def test_class_folders_give_the_class(tmp_path):
     )
     assert {case.category for case in result.cases} == {"benign", "malignant"}
     assert {case.case_id for case in result.cases} >= {"malignant_0", "benign_0"}
+
+
+@pytest.mark.parametrize("parent", ["label", "mask/BUSC", "gt/images/set"])
+def test_the_nearest_folder_tells_images_from_masks(parent, tmp_path):
+    source = build(
+        tmp_path / "src", f"{parent}/images/{{}}.png".format, f"{parent}/masks/{{}}.png".format
+    )
+    result = convert_dataset("bus", source, "mmseg", output=tmp_path / "out", bilateral=None)
+    for case in result.cases:
+        _, masks = phantom(np.random.default_rng(int(case.case_id.split("_")[1])), 128, 128,
+                           int(case.case_id.split("_")[1]) % 3 == 0, 1)  # fmt: skip
+        label = Image.open(result.target / f"ann_dir/{case.split}/{case.case_id}.png")
+        np.testing.assert_array_equal(np.asarray(label), masks[0] > 0)
+
+
+def test_a_folder_that_names_both_classes_tells_neither(tmp_path):
+    source = build(
+        tmp_path / "src", "benign and malignant/images/{}.png".format,
+        "benign and malignant/masks/{}.png".format,
+    )  # fmt: skip
+    result = convert_dataset("bus", source, "mmseg", output=tmp_path / "out")
+    assert {case.category for case in result.cases} == {"lesion"}
+
+
+# what a reader of somebody else's may get wrong, and what is said of it
+FAULTS = {
+    "id twice": ({"case_id": "CASE_0"}, "ids must be unique"),
+    "id that leaves": ({"case_id": "../../evil"}, "an id is letters"),
+    "id of dots": ({"case_id": ".."}, "an id is letters"),
+    "hidden id": ({"case_id": ".hidden"}, "an id is letters"),
+    "empty id": ({"case_id": ""}, "an id is letters"),
+    "id with a colon": ({"case_id": "a:b"}, "an id is letters"),
+    "endless id": ({"case_id": "a" * 250}, "at most 200 bytes; this one has 250"),
+    "capitalised class": ({"category": "Benign"}, "class 'Benign' is not one of benign"),
+    "no image": ({"image": "images/none.png"}, "there is no file 'images/none.png'"),
+    "image outside": ({"image": "../src/images/1.png"}, "there is no file '../src"),
+    "no mask file": ({"masks": ("masks/none.png",)}, "there is no file 'masks/none.png'"),
+    "no mask": ({"masks": ()}, "it has no mask"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_leaves_a_reader_is_checked(fault, tmp_path):
+    changes, message = FAULTS[fault]
+
+    def read(source):
+        cases = [
+            Case(f"case_{i}", "benign", f"images/{i}.png", (f"masks/{i}.png",)) for i in range(24)
+        ]
+        cases[20] = replace(cases[20], **changes)
+        return Reading(cases)
+
+    source = build(tmp_path / "src", "images/{}.png".format, "masks/{}.png".format)
+    READERS.register("faulty")(DatasetInfo("FAULTY", read, "", ""))
+    before = set(tmp_path.rglob("*"))
+    try:
+        with pytest.raises(DataError) as error:
+            convert_dataset("faulty", source, "mmseg", output=tmp_path / "out")
+        result = convert_dataset(
+            "faulty", source, "mmseg", output=tmp_path / "out", skip_invalid=True
+        )
+    finally:
+        READERS.unregister("faulty")
+    assert message in str(error.value)
+    assert f"reader of FAULTY, case {changes.get('case_id', 'case_20')!r}" in str(error.value)
+    assert len(result.cases) == 23
+    assert all(p.is_relative_to(tmp_path / "out") for p in set(tmp_path.rglob("*")) - before)
+
+
+@pytest.mark.parametrize("title", ["a/b", "..", ".hidden", "", "a\\b"])
+def test_a_title_has_to_do_for_a_folder(title):
+    with pytest.raises(UsageError, match="title"):
+        DatasetInfo(title, lambda source: Reading(), "", "")
 
 
 def test_sorted_order_is_the_last_resort_and_is_told(tmp_path):

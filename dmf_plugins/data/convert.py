@@ -2,60 +2,45 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-from rich.table import Table
+from PIL import Image
 
 from dmf_plugins.atomic import building
+from dmf_plugins.data.cases import Case, ConvertedCase, DatasetInfo, Problem, read_checked
 from dmf_plugins.data.duplicates import Fingerprint, group_duplicates
 from dmf_plugins.data.images import (
-    BilateralParameters,
+    Gray,
     decode_gray,
     encode_png,
     merge_masks,
     prepare_image,
     resize_label,
 )
-from dmf_plugins.data.preview import COLUMNS, contact_sheet
-from dmf_plugins.data.readers import READERS, Case, Problem, Reading
+from dmf_plugins.data.manifest import write_manifest
+from dmf_plugins.data.options import LABELS, ConversionOptions
+from dmf_plugins.data.preview import write_preview
+from dmf_plugins.data.readers import READERS
 from dmf_plugins.data.source import Source
 from dmf_plugins.data.splits import split_cases
-from dmf_plugins.data.writers import SPLITS, WRITERS, Writer, WrittenCase
-from dmf_plugins.errors import DataError, UsageError
+from dmf_plugins.data.writers import SPLITS, WRITERS, Writer
+from dmf_plugins.errors import DataError, UsageError, capped
 from dmf_plugins.paths import lies_in
 from dmf_plugins.progress import track
+from dmf_plugins.registry import Registry
 
-LABELS = {
-    "lesion": {"background": 0, "lesion": 1},
-    "benign-malignant": {"background": 0, "benign": 1, "malignant": 2},
-}
-LabelScheme = Literal["lesion", "benign-malignant"]
 FRACTIONS = (0.70, 0.15, 0.15)  # the paper's
-_PREVIEW_TILES = 4 * COLUMNS
-_PROBLEMS_SHOWN = 20
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What is remembered of a case once its files are written."""
-
-    case: Case
-    fingerprint: Fingerprint
-    sha256: str
-    width: int
-    height: int
-    lesion_fraction: float
+T = TypeVar("T")
 
 
 @dataclass
@@ -64,27 +49,15 @@ class Conversion:
 
     Attributes:
         target: the data set folder.
-        cases: every case with its split and duplicate group.
+        cases: every case with its split and group.
         remarks: things worth knowing that did not stop the conversion.
         next_steps: commands to run next.
     """
 
     target: Path
-    cases: list[WrittenCase]
+    cases: list[ConvertedCase]
     remarks: list[str] = field(default_factory=list)
     next_steps: list[str] = field(default_factory=list)
-
-    def table(self) -> Table:
-        """Number of cases by category and split, to print."""
-        count = Counter((case.category, case.split) for case in self.cases)
-        categories = sorted({case.category for case in self.cases})
-        table = Table("class", *SPLITS, "all")
-        for name in categories:
-            numbers = [count[name, split] for split in SPLITS]
-            table.add_row(name, *map(str, numbers), str(sum(numbers)))
-        sums = [sum(count[name, split] for name in categories) for split in SPLITS]
-        table.add_row("all", *map(str, sums), str(sum(sums)))
-        return table
 
 
 def convert_dataset(
@@ -94,16 +67,7 @@ def convert_dataset(
     *,
     dataset_id: int | None = None,
     output: str | os.PathLike[str] | None = None,
-    labels: LabelScheme = "lesion",
-    include_normal: bool = False,
-    bilateral: BilateralParameters | None = BilateralParameters(),
-    size: tuple[int, int] | None = None,
-    threshold: int = 127,
-    seed: int = 0,
-    skip_invalid: bool = False,
-    overwrite: bool = False,
-    workers: int | None = None,
-    progress: bool = False,
+    **options: Any,
 ) -> Conversion:
     """Convert ``source`` and write it, all or nothing.
 
@@ -116,62 +80,25 @@ def convert_dataset(
         to: name in ``WRITERS``, such as ``nnunet``.
         dataset_id: nnU-Net's number.
         output: where the data set folder goes; for nnU-Net None means ``$nnUNet_raw``.
-        labels: ``lesion`` (0/1) or ``benign-malignant`` (0/1/2).
-        include_normal: also take images without a lesion (the paper does not).
-        bilateral: filter parameters; None for no filter.
-        size: ``(width, height)`` to resize to; None keeps every image's own.
-        threshold: a pixel is lesion where its mask exceeds this grey value.
-        seed: of the 70/15/15 split.
-        skip_invalid: leave spoilt cases out, with a remark, instead of stopping.
-        overwrite: replace an existing target.
-        workers: threads; None for one a core.
-        progress: show a progress bar on stderr.
+        **options: fields of :class:`ConversionOptions`, such as ``size=(128, 128)``.
 
     Raises:
         UsageError: an option is wrong, the environment is not set up, or the target exists.
         DataError: the source is unreadable or inconsistent; the message names the files.
     """
-    _check_options(dataset, to, labels, size, threshold)
-    info = READERS[dataset]
-    writer: Writer = WRITERS[to](info, dataset_id, None if output is None else Path(output))
-    writer.check(overwrite)
+    settings = ConversionOptions(**options)
+    info: DatasetInfo = _known(READERS, dataset)
+    writer: Writer = _known(WRITERS, to)(info, dataset_id, None if output is None else Path(output))
+    writer.check(settings.overwrite)
     if lies_in(Path(source).expanduser(), writer.target):
         raise UsageError(
             f"{source} lies in {writer.target}, which would be replaced; choose another --output"
         )
-
-    with Source(source) as files, building(writer.target, "convert", overwrite) as folder:
-        reading = info.read(files)
-        if not include_normal:
-            reading.drop("normal")
-        unknown = [case for case in reading.cases if case.category == "lesion"]
-        if labels == "benign-malignant" and unknown:
-            raise UsageError(
-                f"{info.title} does not tell benign from malignant (such as "
-                f"{files.where(unknown[0].image)}); use --labels lesion"
-            )
-        prepared = _prepare_all(
-            reading, files, folder, labels, bilateral, size, threshold, workers, progress
-        )
-        if reading.problems and not skip_invalid:
-            raise DataError(_problem_report([p.text for p in reading.problems]))
-        if not prepared:
-            raise DataError(f"no usable case in {files.path}")
-        reading.remarks += [f"left out: {problem.text}" for problem in reading.problems]
-
-        groups = group_duplicates([p.fingerprint for p in prepared])
-        try:
-            parts = split_cases(
-                [p.case.category for p in prepared], groups.tolist(), FRACTIONS, seed
-            )
-        except ValueError as error:
-            raise DataError(f"cannot split {files.path}: {error}") from error
-        written = [
-            WrittenCase(p.case.case_id, p.case.category, SPLITS[part], int(group))
-            for p, part, group in zip(prepared, parts, groups, strict=True)
-        ]
-        reading.remarks += _duplicate_remarks(written)
-        for case in written:
+    labels = LABELS[settings.labels]
+    with Source(source) as files, building(writer.target, "convert", settings.overwrite) as folder:
+        cases, remarks = _read(info, files, settings, folder)
+        cases = _split(cases, files, settings.seed)
+        for case in cases:
             for kind, path in (
                 ("image", writer.image_path(case)),
                 ("label", writer.label_path(case)),
@@ -180,109 +107,147 @@ def convert_dataset(
                 os.rename(folder / kind / f"{case.case_id}.png", folder / path)
         for kind in ("image", "label"):
             (folder / kind).rmdir()
-        writer.write_metadata(folder, written, LABELS[labels], seed)
-        _write_manifest(folder / "manifest.csv", prepared, written)
-        _write_preview(folder, writer, written, seed)
-    return Conversion(writer.target, written, reading.remarks, writer.publish(overwrite))
+        writer.write_metadata(folder, cases, labels, settings.seed)
+        write_manifest(folder / "manifest.csv", cases)
+        write_preview(folder, writer, cases, settings.seed)
+    remarks = _duplicate_remarks(cases) + remarks
+    return Conversion(writer.target, cases, remarks, writer.publish(labels))
 
 
-def _check_options(
-    dataset: str, to: str, labels: str, size: tuple[int, int] | None, threshold: int
-) -> None:
-    if dataset not in READERS:
-        raise UsageError(f"unknown data set {dataset!r}; known: {', '.join(sorted(READERS))}")
-    if to not in WRITERS:
-        raise UsageError(f"unknown format {to!r}; known: {', '.join(sorted(WRITERS))}")
-    if labels not in LABELS:
-        raise UsageError(f"unknown labels {labels!r}; known: {', '.join(LABELS)}")
-    if not 0 <= threshold <= 254:
-        raise UsageError(f"threshold must lie in 0..254, got {threshold}")
-    if size is not None and min(size) < 8:
-        raise UsageError(f"size must be at least 8x8, got {size[0]}x{size[1]}")
+def prepare_case(
+    case: Case, files: Source, options: ConversionOptions
+) -> tuple[ConvertedCase, Gray, Gray]:
+    """Decode, check, filter and resize one case.
 
+    Returns:
+        The case with what was measured on it, its image and its label map.
 
-def _prepare_all(
-    reading: Reading,
-    files: Source,
-    folder: Path,
-    labels: LabelScheme,
-    bilateral: BilateralParameters | None,
-    size: tuple[int, int] | None,
-    threshold: int,
-    workers: int | None,
-    progress: bool,
-) -> list[Prepared]:
-    """Decode, check, filter and write every case; spoilt ones become problems of ``reading``."""
-    for kind in ("image", "label"):
-        (folder / kind).mkdir()
-
-    def prepare(case: Case) -> Prepared | str:
-        try:
-            content = files.read(case.image)
-            image = decode_gray(content, files.where(case.image))
-            masks = [
-                (files.where(name), decode_gray(files.read(name), files.where(name)))
-                for name in case.masks
-            ]
-            label = merge_masks(masks, image.shape, threshold)
-        except DataError as error:
-            return str(error)
-        value = LABELS[labels].get(case.category, 1)
-        (folder / "image" / f"{case.case_id}.png").write_bytes(
-            encode_png(prepare_image(image, bilateral, size))
-        )
-        (folder / "label" / f"{case.case_id}.png").write_bytes(
-            encode_png(resize_label(label * np.uint8(value), size))
-        )
-        height, width = image.shape
-        digest = hashlib.sha256(content).hexdigest()
-        return Prepared(case, Fingerprint.of(image), digest, width, height, float(label.mean()))
-
-    prepared = []
-    # the pool is the parallelism: OpenCV's own threads would only fight over the cores
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool, _opencv_threads(1):
-        results = track(
-            pool.map(prepare, reading.cases), "converting", progress, len(reading.cases)
-        )
-        for case, result in zip(reading.cases, results, strict=True):
-            if isinstance(result, str):
-                reading.problems.append(Problem(case.category, result))
-                continue
-            if result.lesion_fraction == 0 and case.category != "normal":
-                reading.remarks.append(f"no lesion in the mask of {files.where(case.image)}")
-            prepared.append(result)
-    return prepared
-
-
-@contextmanager
-def _opencv_threads(count: int) -> Iterator[None]:
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(count)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)
-
-
-def _problem_report(problems: list[str]) -> str:
-    shown = "\n".join(f"  {problem}" for problem in problems[:_PROBLEMS_SHOWN])
-    more = len(problems) - _PROBLEMS_SHOWN
-    tail = f"\n  and {more} more" if more > 0 else ""
+    Raises:
+        DataError: a file is damaged, or a mask does not fit its image; the message names it.
+    """
+    content = files.read(case.image)
+    image = decode_gray(content, files.where(case.image))
+    masks = [
+        (files.where(name), decode_gray(files.read(name), files.where(name))) for name in case.masks
+    ]
+    lesion = merge_masks(masks, image.shape, options.threshold)
+    value = np.uint8(LABELS[options.labels].get(case.category, 1))
+    converted = ConvertedCase(
+        **vars(case),
+        sha256=hashlib.sha256(content).hexdigest(),
+        width=image.shape[1],
+        height=image.shape[0],
+        lesion_fraction=float(lesion.mean()),
+        fingerprint=Fingerprint.of(image),
+    )
     return (
-        f"{len(problems)} case(s) cannot be converted, nothing was written:\n{shown}{tail}\n"
-        "mend the files, or leave these cases out with --skip-invalid"
+        converted,
+        prepare_image(image, options.bilateral, options.size),
+        resize_label(lesion * value, options.size),
     )
 
 
-def _duplicate_remarks(cases: list[WrittenCase]) -> list[str]:
-    by_group: dict[int, list[WrittenCase]] = {}
+def _known(registry: Registry[T], name: str) -> T:
+    try:
+        return registry[name]
+    except KeyError as error:
+        raise UsageError(error.args[0]) from error
+
+
+def _read(
+    info: DatasetInfo, files: Source, options: ConversionOptions, folder: Path
+) -> tuple[list[ConvertedCase], list[str]]:
+    """The cases of the source, written to ``folder/image`` and ``folder/label``, and remarks."""
+    reading = read_checked(info, files)
+    wanted = [c for c in reading.cases if options.include_normal or c.category != "normal"]
+    problems = [p for p in reading.problems if options.include_normal or p.category != "normal"]
+    unknown = next((case for case in wanted if case.category == "lesion"), None)
+    if options.labels == "benign-malignant" and unknown is not None:
+        raise UsageError(
+            f"{info.title} does not tell benign from malignant (such as "
+            f"{files.where(unknown.image)}); use --labels lesion"
+        )
+    outcomes = _prepare_all(wanted, files, options, folder)
+    cases = [outcome for outcome in outcomes if isinstance(outcome, ConvertedCase)]
+    problems += [outcome for outcome in outcomes if isinstance(outcome, Problem)]
+    if problems and not options.skip_invalid:
+        report = "\n  ".join(capped([p.text for p in problems]))
+        raise DataError(
+            f"{len(problems)} case(s) cannot be converted, nothing was written:\n  {report}\n"
+            "fix the files, or leave these cases out with --skip-invalid"
+        )
+    if not cases:
+        raise DataError(f"no usable case in {files.path}")
+    remarks = [
+        f"no lesion in the mask of {files.where(case.image)}"
+        for case in cases
+        if case.lesion_fraction == 0 and case.category != "normal"
+    ]
+    remarks += [f"left out: {problem.text}" for problem in problems]
+    return cases, remarks + reading.remarks
+
+
+def _prepare_all(
+    cases: list[Case], files: Source, options: ConversionOptions, folder: Path
+) -> list[ConvertedCase | Problem]:
+    for kind in ("image", "label"):
+        (folder / kind).mkdir()
+
+    def prepare(case: Case) -> ConvertedCase | Problem:
+        try:
+            converted, image, label = prepare_case(case, files, options)
+        except DataError as error:
+            return Problem(case.category, str(error))
+        (folder / "image" / f"{case.case_id}.png").write_bytes(encode_png(image))
+        (folder / "label" / f"{case.case_id}.png").write_bytes(encode_png(label))
+        return converted
+
+    with _threads(options.workers) as pool:
+        results = pool.map(prepare, cases)
+        return list(track(results, "converting", options.progress, len(cases)))
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[Executor]:
+    """A pool that is the parallelism: OpenCV's own threads would only fight over the cores.
+
+    An interrupt drops what is queued, and OpenCV gets its threads back when nobody is inside it.
+    """
+    # an interrupt of an import in the main thread can leave Python's import lock taken, and a thread
+    # that imports would wait for ever: PIL's formats are loaded before the threads begin
+    Image.init()
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    pool = ThreadPoolExecutor(count or os.cpu_count())
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        cv2.setNumThreads(before)
+
+
+def _split(cases: list[ConvertedCase], files: Source, seed: int) -> list[ConvertedCase]:
+    """The cases with their group of near duplicates and patients, and the split of that group."""
+    groups = group_duplicates([case.fingerprint for case in cases], [case.group for case in cases])
+    try:
+        parts = split_cases([case.category for case in cases], groups.tolist(), FRACTIONS, seed)
+    except ValueError as error:
+        raise DataError(f"cannot split {files.path}: {error}") from error
+    return [
+        replace(case, cluster=cluster, split=SPLITS[part])
+        for case, cluster, part in zip(cases, groups.tolist(), parts, strict=True)
+    ]
+
+
+def _duplicate_remarks(cases: list[ConvertedCase]) -> list[str]:
+    by_cluster = defaultdict(list)
     for case in cases:
-        by_group.setdefault(case.group, []).append(case)
-    several = [members for members in by_group.values() if len(members) > 1]
+        by_cluster[case.cluster].append(case)
+    several = [members for members in by_cluster.values() if len(members) > 1]
     if not several:
         return []
     remarks = [
-        f"{sum(map(len, several))} images form {len(several)} groups of near duplicates; "
+        f"{sum(map(len, several))} images form {len(several)} groups of near duplicates or patients; "
         "each group was kept in one split"
     ]
     for members in several:
@@ -290,31 +255,3 @@ def _duplicate_remarks(cases: list[WrittenCase]) -> list[str]:
             names = ", ".join(case.case_id for case in members)
             remarks.append(f"near duplicates with different classes: {names}")
     return remarks
-
-
-def _write_manifest(path: Path, prepared: list[Prepared], written: list[WrittenCase]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream)
-        table.writerow(
-            ["case", "class", "split", "group", "image", "masks", "width", "height"]
-            + ["lesion_fraction", "sha256"]
-        )
-        for p, w in zip(prepared, written, strict=True):
-            table.writerow(
-                [w.case_id, w.category, w.split, w.group, p.case.image, ";".join(p.case.masks)]
-                + [p.width, p.height, f"{p.lesion_fraction:.6f}", p.sha256]
-            )
-
-
-def _write_preview(folder: Path, writer: Writer, written: list[WrittenCase], seed: int) -> None:
-    count = min(_PREVIEW_TILES, len(written))
-    chosen = sorted(np.random.default_rng(seed).choice(len(written), count, replace=False))
-    entries = []
-    for index in chosen:
-        case = written[index]
-        image, label = (
-            decode_gray((folder / path).read_bytes(), path)
-            for path in (writer.image_path(case), writer.label_path(case))
-        )
-        entries.append((f"{case.case_id} ({case.split})", image, label))
-    contact_sheet(entries, folder / "preview.png")

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 from dmf_plugins.atomic import building, writing
+from dmf_plugins.bilateral import BilateralParameters
 from dmf_plugins.data.images import (
     IMAGE_SUFFIXES,
-    BilateralParameters,
+    check_size,
     decode_gray,
     encode_png,
     prepare_image,
@@ -47,6 +48,7 @@ def filter_images(
         UsageError: ``source`` does not exist, ``output`` exists, or two inputs share an output.
         DataError: an image cannot be read. Nothing is written in either case.
     """
+    check_size(size)
     source, output = Path(source).expanduser(), Path(output).expanduser()
     if source.is_file():
         target = output if output.suffix.lower() == ".png" else output / _name(source, nnunet)

@@ -3,48 +3,25 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dmf_plugins.bilateral import BilateralParameters
 from dmf_plugins.errors import DataError, UsageError
 
 Gray = NDArray[np.uint8]
 IMAGE_SUFFIXES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff"}
-
-
-@dataclass(frozen=True)
-class BilateralParameters:
-    """Parameters of the bilateral filter (Eq. 26-27) in OpenCV's terms.
-
-    The paper states no values. The defaults are OpenCV's customary 9 / 75 / 75 for 8-bit images.
-
-    Args:
-        diameter: width of the neighbourhood Omega, pixels, odd.
-        sigma_color: sigma_r, grey levels (of 255).
-        sigma_space: sigma_s, pixels.
-
-    Raises:
-        UsageError: a value is out of range.
-    """
-
-    diameter: int = 9
-    sigma_color: float = 75.0
-    sigma_space: float = 75.0
-
-    def __post_init__(self) -> None:
-        if self.diameter < 1 or self.diameter % 2 == 0:
-            raise UsageError(f"bilateral diameter must be odd and positive, got {self.diameter}")
-        for name in ("sigma_color", "sigma_space"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"bilateral {name} must be positive, got {getattr(self, name)}")
+MIN_SIDE, MAX_SIDE = 8, 8192
 
 
 def bilateral_filter(
-    image: Gray, diameter: int = 9, sigma_color: float = 75.0, sigma_space: float = 75.0
+    image: Gray,
+    diameter: int = BilateralParameters.diameter,
+    sigma_color: float = BilateralParameters.sigma_color,
+    sigma_space: float = BilateralParameters.sigma_space,
 ) -> Gray:
     """Edge-preserving smoothing of speckle (Eq. 26-27), by OpenCV.
 
@@ -86,7 +63,7 @@ def decode_gray(content: bytes, where: str) -> Gray:
         raise DataError(f"{where} is not a readable image ({error}); download it again") from error
 
 
-def merge_masks(masks: list[tuple[str, Gray]], shape: tuple[int, int], threshold: int) -> Gray:
+def merge_masks(masks: list[tuple[str, Gray]], shape: tuple[int, ...], threshold: int) -> Gray:
     """Union of the lesion masks of one image as 0/1 ``[H, W]`` uint8.
 
     Args:
@@ -95,17 +72,32 @@ def merge_masks(masks: list[tuple[str, Gray]], shape: tuple[int, int], threshold
         threshold: a pixel is lesion where the mask exceeds it (0..254).
 
     Raises:
-        DataError: a mask has another size than the image.
+        DataError: a mask has another size than the image, or is not empty but nowhere exceeds the
+            threshold, as one stored as 0/1.
     """
     merged = np.zeros(shape, dtype=bool)
     for where, mask in masks:
         if mask.shape != shape:
             raise DataError(
                 f"{where} is {mask.shape[1]}x{mask.shape[0]} pixels, its image {shape[1]}x{shape[0]}; "
-                "mend the file, or leave such cases out with --skip-invalid"
+                "fix the file, or leave such cases out with --skip-invalid"
+            )
+        if 0 < mask.max() <= threshold:
+            raise DataError(
+                f"{where} has no value above the threshold {threshold}, its largest is {mask.max()}; "
+                "for masks stored as 0/1 give --threshold 0"
             )
         merged |= mask > threshold
     return merged.astype(np.uint8)
+
+
+def check_size(size: tuple[int, int] | None) -> None:
+    """Raise ``UsageError`` unless ``size`` is None or a (width, height) an image can be resized to."""
+    if size is not None and not all(MIN_SIDE <= side <= MAX_SIDE for side in size):
+        raise UsageError(
+            f"size must lie between {MIN_SIDE}x{MIN_SIDE} and {MAX_SIDE}x{MAX_SIDE}, "
+            f"got {'x'.join(map(str, size))}"
+        )
 
 
 def prepare_image(

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from dmf_plugins.data.images import Gray
+from dmf_plugins.data.cases import ConvertedCase
+from dmf_plugins.data.images import Gray, decode_gray
+from dmf_plugins.data.writers import Writer
 
 TILE = 192
 COLUMNS = 6
 _COLOURS = {1: (60, 200, 255), 2: (80, 80, 255)}  # BGR: lesion or benign, malignant
 _CAPTION = 22
+
+
+def write_preview(folder: Path, writer: Writer, cases: Sequence[ConvertedCase], seed: int) -> None:
+    """Write ``preview.png`` of some of the cases in ``folder``, the same for the same seed."""
+    count = min(4 * COLUMNS, len(cases))
+    chosen = sorted(np.random.default_rng(seed).choice(len(cases), count, replace=False))
+    entries = []
+    for case in (cases[index] for index in chosen):
+        image, label = (
+            decode_gray((folder / path).read_bytes(), path)
+            for path in (writer.image_path(case), writer.label_path(case))
+        )
+        entries.append((f"{case.case_id} ({case.split})", image, label))
+    contact_sheet(entries, folder / "preview.png")
 
 
 def contact_sheet(entries: list[tuple[str, Gray, Gray]], path: Path) -> None:

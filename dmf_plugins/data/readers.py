@@ -1,69 +1,18 @@
-"""Data sets as their authors publish them -> cases. One function a data set."""
+"""Data sets as their authors publish them -> cases. One function per data set."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from dmf_plugins.data.cases import Case, DatasetInfo, Problem, Reading
 from dmf_plugins.data.images import IMAGE_SUFFIXES
 from dmf_plugins.data.source import Source
 from dmf_plugins.errors import DataError
 from dmf_plugins.registry import Registry
 
-
-@dataclass(frozen=True)
-class Case:
-    """One image with its masks.
-
-    Attributes:
-        case_id: unique name, safe as a file name in every framework.
-        category: ``benign``, ``malignant``, ``normal``, or ``lesion`` where the class is not known.
-        image: path in the source.
-        masks: paths in the source; several are to be united.
-    """
-
-    case_id: str
-    category: str
-    image: str
-    masks: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why a case of ``category`` cannot be converted."""
-
-    category: str
-    text: str
-
-
-@dataclass
-class Reading:
-    """What a reader found: cases, problems that spoil a case, and remarks that do not."""
-
-    cases: list[Case] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-
-    def drop(self, category: str) -> None:
-        """Forget the cases and problems of one category."""
-        self.cases = [case for case in self.cases if case.category != category]
-        self.problems = [p for p in self.problems if p.category != category]
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """How to read and cite a data set."""
-
-    title: str
-    read: Callable[[Source], Reading]
-    citation: str
-    licence: str
-
-
-READERS: Registry[DatasetInfo] = Registry("data set")
+READERS: Registry[DatasetInfo] = Registry("data set", "dmf_plugins.readers", DatasetInfo)
 
 _BUSI_FILE = re.compile(
     r"(?P<category>benign|malignant|normal) \((?P<number>\d+)\)(?P<mask>_mask(?:_\d+)?)?\.png",
@@ -117,6 +66,7 @@ def read_busi(source: Source) -> Reading:
 
 _IMAGE_FOLDERS = {"images", "image", "imgs", "img"}
 _MASK_FOLDERS = {"masks", "mask", "labels", "label", "annotations", "gt", "ground_truth"}
+_FOLDERS = _IMAGE_FOLDERS | _MASK_FOLDERS
 _MASK_AFFIX = re.compile(
     r"^(?:mask|gt|label|seg)[ _-]+|[ _-]+(?:mask|gt|label|seg|prob|probability|map)(?:[ _-]?\d)?$",
     re.IGNORECASE,
@@ -133,9 +83,13 @@ def read_paired(source: Source) -> Reading:
     Raises:
         DataError: there is no such pair of folders.
     """
-    images, masks = _below(source, _IMAGE_FOLDERS), _below(source, _MASK_FOLDERS)
+    images, masks = _in_folders(source)
     if not images or not masks:
-        raise DataError(_no_pairs(source, images))
+        missing = "masks" if images else "images"
+        raise DataError(
+            f"no folder '{missing}' with images in {source.path}: expected folders 'images' and "
+            "'masks' at any depth; give the folder or zip as downloaded"
+        )
     reading = Reading()
     by_key: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name in masks:
@@ -179,7 +133,7 @@ def read_busc(source: Source) -> Reading:
         DataError: ``source`` is the parent release, which has no masks, or holds no pairs.
     """
     parent = [n for n in source.names if "originals" in PurePosixPath(n.lower()).parts]
-    if parent and not _below(source, _MASK_FOLDERS):
+    if parent and not _in_folders(source)[1]:
         raise DataError(
             f"{source.path} is the release without masks (Mendeley Data wmy84gzngw, "
             f"{source.where(parent[0])}); the annotated one is Mendeley Data vckdnhtw26"
@@ -187,15 +141,16 @@ def read_busc(source: Source) -> Reading:
     return read_paired(source)
 
 
-def _below(source: Source, folders: set[str]) -> list[str]:
-    """Image files with one of ``folders`` among their parents, in natural order."""
-    found = []
+def _in_folders(source: Source) -> tuple[list[str], list[str]]:
+    """Images and masks in natural order, told apart by the nearest parent with a telling name."""
+    images: list[str] = []
+    masks: list[str] = []
     for name in source.names:
-        path = PurePosixPath(name)
-        parents = {part.lower() for part in path.parts[:-1]}
-        if path.suffix.lower() in IMAGE_SUFFIXES and parents & folders:
-            found.append(name)
-    return sorted(found, key=_natural)
+        path = PurePosixPath(name.lower())
+        nearest = next((part for part in reversed(path.parts[:-1]) if part in _FOLDERS), None)
+        if nearest is not None and path.suffix in IMAGE_SUFFIXES:
+            (masks if nearest in _MASK_FOLDERS else images).append(name)
+    return sorted(images, key=_natural), sorted(masks, key=_natural)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -205,9 +160,9 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _class_of(name: str) -> str:
     for part in reversed(PurePosixPath(name.lower()).parts):
-        for category in ("benign", "malignant"):
-            if category in part:
-                return category
+        named = [category for category in ("benign", "malignant") if category in part]
+        if len(named) == 1:  # "benign_and_malignant" tells nothing
+            return named[0]
     return "lesion"
 
 
@@ -220,14 +175,6 @@ def _case_id(category: str, stem: str) -> str:
     safe = re.sub(r"\W+", "_", stem).strip("_")
     safe = re.sub(r"_(\d{4})$", r"-\1", safe)
     return safe if category in safe else f"{category}_{safe}"
-
-
-def _no_pairs(source: Source, images: list[str]) -> str:
-    missing = "masks" if images else "images"
-    return (
-        f"no folder '{missing}' with images in {source.path}: expected folders 'images' and 'masks' at "
-        "any depth; give the folder or zip as downloaded"
-    )
 
 
 READERS.register("busi")(

@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from dmf_plugins.errors import DataError, UsageError
+from dmf_plugins.paths import read
 
 MAX_FILE_BYTES = 256 * 1024**2  # a larger member is no ultrasound image but a zip bomb
 
@@ -20,7 +21,7 @@ class Source:
 
     Raises:
         UsageError: ``path`` does not exist or is neither.
-        DataError: the zip is damaged.
+        DataError: the zip is damaged, or a folder cannot be listed.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -30,7 +31,7 @@ class Source:
             # links are not followed into folders, so a loop cannot trap us
             names = [
                 (Path(folder) / name).relative_to(self.path).as_posix()
-                for folder, _, files in os.walk(self.path)
+                for folder, _, files in os.walk(self.path, onerror=_raise)
                 for name in files
             ]
         elif self.path.is_file():
@@ -52,9 +53,9 @@ class Source:
 
     def read(self, name: str) -> bytes:
         """Content of one file; raises ``DataError`` naming it when it cannot be read."""
+        if self._zip is None:
+            return read(self.path / name)
         try:
-            if self._zip is None:
-                return (self.path / name).read_bytes()
             if self._zip.getinfo(name).file_size > MAX_FILE_BYTES:
                 raise DataError(f"{self.where(name)} unpacks to over {MAX_FILE_BYTES >> 20} MiB")
             return self._zip.read(name)
@@ -77,6 +78,10 @@ class Source:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _raise(error: OSError) -> None:
+    raise DataError(f"cannot list {error.filename}: {error.strerror}") from error
 
 
 def _is_litter(name: str) -> bool:

@@ -36,7 +36,7 @@ def split_cases(
         [70, 15, 15]
     """
     if len(strata) != len(groups):
-        raise ValueError(f"{len(strata)} strata but {len(groups)} groups; one of each a case")
+        raise ValueError(f"{len(strata)} strata but {len(groups)} groups; one of each per case")
     share = np.asarray(fractions, dtype=float)
     if share.ndim != 1 or (share < 0).any() or share.sum() <= 0:
         raise ValueError(f"fractions must not be negative or all zero, got {list(fractions)}")

@@ -1,31 +1,22 @@
-"""Cases -> the folder layout of a framework. One class a framework."""
+"""Cases -> the folder layout of a framework. One class per framework."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from dmf_plugins.data.readers import DatasetInfo
+from dmf_plugins.data.cases import ConvertedCase, DatasetInfo
 from dmf_plugins.data.splits import split_cases
 from dmf_plugins.errors import UsageError
+from dmf_plugins.paths import bundled
 from dmf_plugins.registry import Registry
 
 SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class WrittenCase:
-    """A converted case: ``split`` is ``train``, ``val`` or ``test``; ``group`` that of its duplicates."""
-
-    case_id: str
-    category: str
-    split: str
-    group: int
 
 
 class Writer(Protocol):
@@ -36,22 +27,22 @@ class Writer(Protocol):
     def check(self, overwrite: bool) -> None:
         """Raise ``UsageError`` if writing would collide with what is there."""
 
-    def image_path(self, case: WrittenCase) -> str:
+    def image_path(self, case: ConvertedCase) -> str:
         """Image file relative to the data set folder."""
 
-    def label_path(self, case: WrittenCase) -> str:
+    def label_path(self, case: ConvertedCase) -> str:
         """Label file relative to the data set folder."""
 
     def write_metadata(
-        self, folder: Path, cases: Sequence[WrittenCase], labels: dict[str, int], seed: int
+        self, folder: Path, cases: Sequence[ConvertedCase], labels: dict[str, int], seed: int
     ) -> None:
         """Write what the framework needs besides the images, into the unfinished ``folder``."""
 
-    def publish(self, overwrite: bool) -> list[str]:
-        """Called once the folder is in place; returns sentences that say what to do next."""
+    def publish(self, labels: dict[str, int]) -> list[str]:
+        """Called once the folder is in place; returns commands to run next."""
 
 
-WRITERS: Registry[type] = Registry("format")
+WRITERS: Registry[type] = Registry("format", "dmf_plugins.writers", type)
 
 
 @WRITERS.register("nnunet")
@@ -107,14 +98,14 @@ class NnUNetWriter:
                 "another --dataset-id"
             )
 
-    def image_path(self, case: WrittenCase) -> str:
+    def image_path(self, case: ConvertedCase) -> str:
         return f"{'imagesTs' if case.split == 'test' else 'imagesTr'}/{case.case_id}_0000.png"
 
-    def label_path(self, case: WrittenCase) -> str:
+    def label_path(self, case: ConvertedCase) -> str:
         return f"{'labelsTs' if case.split == 'test' else 'labelsTr'}/{case.case_id}.png"
 
     def write_metadata(
-        self, folder: Path, cases: Sequence[WrittenCase], labels: dict[str, int], seed: int
+        self, folder: Path, cases: Sequence[ConvertedCase], labels: dict[str, int], seed: int
     ) -> None:
         dataset = {
             "channel_names": {"0": "ultrasound"},
@@ -129,7 +120,7 @@ class NnUNetWriter:
         write_json(folder / "dataset.json", dataset)
         write_json(folder / "splits_final.json", five_folds(cases, seed))
 
-    def publish(self, overwrite: bool) -> list[str]:
+    def publish(self, labels: dict[str, int]) -> list[str]:
         source = self.target / "splits_final.json"
         live = self._live_splits()
         number = int(self.prefix[7:10])
@@ -179,14 +170,14 @@ class MMSegWriter:
     def check(self, overwrite: bool) -> None:
         """Nothing but the target can collide."""
 
-    def image_path(self, case: WrittenCase) -> str:
+    def image_path(self, case: ConvertedCase) -> str:
         return f"img_dir/{case.split}/{case.case_id}.png"
 
-    def label_path(self, case: WrittenCase) -> str:
+    def label_path(self, case: ConvertedCase) -> str:
         return f"ann_dir/{case.split}/{case.case_id}.png"
 
     def write_metadata(
-        self, folder: Path, cases: Sequence[WrittenCase], labels: dict[str, int], seed: int
+        self, folder: Path, cases: Sequence[ConvertedCase], labels: dict[str, int], seed: int
     ) -> None:
         content = {
             "name": self.info.title,
@@ -197,18 +188,23 @@ class MMSegWriter:
         }
         write_json(folder / "dataset.json", content)
 
-    def publish(self, overwrite: bool) -> list[str]:
-        return [
-            f"in your config: data_root = '{self.target}', type='BreastUltrasoundDataset'",
-            f'python tools/train.py "$(dmf paths --mmseg)/unet_dmf_{self.info.title.lower()}-128x128.py"',
-        ]
+    def publish(self, labels: dict[str, int]) -> list[str]:
+        ending = "-128x128.py" if len(labels) == 2 else f"-{len(labels)}class-128x128.py"
+        own = f"unet_dmf_{self.info.title.lower()}{ending}"
+        config = own if (bundled("mmseg_configs") / own).exists() else f"unet_dmf_busi{ending}"
+        command = f'python tools/train.py "$(dmf paths --mmseg)/{config}"'
+        if config == own and self.target == Path("data") / self.info.title:
+            return [command]
+        root = shlex.quote(str(self.target))
+        parts = (f"{split}_dataloader.dataset.data_root={root}" for split in SPLITS)
+        return [f"{command} --cfg-options {' '.join(parts)}"]
 
 
-def five_folds(cases: Sequence[WrittenCase], seed: int) -> list[dict[str, list[str]]]:
+def five_folds(cases: Sequence[ConvertedCase], seed: int) -> list[dict[str, list[str]]]:
     """nnU-Net's ``splits_final.json``: fold 0 as split, folds 1-4 from its training part."""
     train = [case for case in cases if case.split == "train"]
     folds = [[case.case_id for case in cases if case.split == "val"]]
-    groups = [case.group for case in train]
+    groups = [case.cluster for case in train]
     if len(set(groups)) >= 4:
         parts = split_cases([case.category for case in train], groups, [1, 1, 1, 1], seed)
         folds += [

@@ -65,4 +65,4 @@ class SegmentationLoss(nn.Module):
         return ", ".join(f"{key}={plain(value)!r}" for key, value in self.settings.items())
 
 
-LOSSES: Registry[Any] = Registry("loss")
+LOSSES: Registry[Any] = Registry("loss", "dmf_plugins.losses", type)

@@ -11,8 +11,9 @@ from mmcv.transforms import BaseTransform
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS, TRANSFORMS
 
-from dmf_plugins.data.convert import LABELS
-from dmf_plugins.data.images import BilateralParameters, bilateral_filter
+from dmf_plugins.bilateral import BilateralParameters
+from dmf_plugins.data.images import bilateral_filter
+from dmf_plugins.data.options import LABELS
 
 _PALETTE = [[0, 0, 0], [255, 200, 60], [255, 80, 80]]
 _METAINFO = {
@@ -63,7 +64,10 @@ class BilateralFilter(BaseTransform):
     """
 
     def __init__(
-        self, diameter: int = 9, sigma_color: float = 75.0, sigma_space: float = 75.0
+        self,
+        diameter: int = BilateralParameters.diameter,
+        sigma_color: float = BilateralParameters.sigma_color,
+        sigma_space: float = BilateralParameters.sigma_space,
     ) -> None:
         self.parameters = BilateralParameters(diameter, sigma_color, sigma_space)
 

@@ -138,7 +138,7 @@ class FunctionRule(PriorRule):
         return self.function(replace(window, log_prior=self.log_prior), **self.options)
 
 
-WEIGHTINGS: Registry[Any] = Registry("weighting")
+WEIGHTINGS: Registry[Any] = Registry("weighting", "dmf_plugins.weightings")
 
 
 def check_rule(spec: Spec) -> None:
