@@ -10,7 +10,7 @@ channel ``z`` gives exactly what the two softmax channels ``[0, z]`` give.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -168,7 +168,7 @@ def check_labels(scales: Sequence[SegmentationStatistics]) -> None:
         found = torch.stack(extremes)
         torch._assert_async(((found >= 0) & (found < classes)).all())
         return
-    labels: list[float] = [label.tolist() for label in extremes]  # type: ignore[misc]
+    labels: list[Any] = [label.tolist() for label in extremes]
     smallest, largest = int(min(labels)), int(max(labels))
     if smallest < 0 or largest >= classes:
         raise ValueError(

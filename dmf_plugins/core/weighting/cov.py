@@ -40,7 +40,7 @@ class CoV(Rule):
         new_mean = mean_ratio + (ratio - mean_ratio) / t
         self.carry = torch.stack(
             (
-                mean_loss + (loss - mean_loss) / t,
+                mean_loss * (1 - 1 / t) + loss / t,  # a difference could overflow
                 new_mean,
                 squares + (ratio - mean_ratio) * (ratio - new_mean),
             )

@@ -22,8 +22,8 @@ def mad_of(scaled: Tensor, valid: Tensor, count: Tensor) -> Tensor:
 
     The median of an even number is the mean of the two in the middle.
     """
-    # sorted, the two in the middle; rows that are not valid are infinitely far away
-    middle = (count - constant((1, 0), count)) // 2
+    # sorted, the two in the middle (any while there is none); rows that are not valid are infinitely far away
+    middle = ((count - constant((1, 0), count)) // 2).clamp_min(0)
     scaled = torch.where(valid, scaled, torch.inf)
     median = scaled.sort(dim=0).values.index_select(0, middle).mean(dim=0)
     distance = (scaled - median).abs()
