@@ -127,7 +127,7 @@ def main() -> None:
         base = next(iter(seconds.values()))
         rows += [[name, f"{1e3 * s:.0f}", f"{s / base:.3f}x"] for name, s in seconds.items()]
     heading("Training step")
-    table(["", "median ms a step", "ratio to the stock loss"], rows)
+    table(["", "median ms per step", "ratio to the stock loss"], rows)
 
 
 if __name__ == "__main__":

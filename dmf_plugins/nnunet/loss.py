@@ -53,12 +53,13 @@ class DeepSupervisionDMFLoss(nn.Module):
         used = [i for i, weight in enumerate(weights) if weight != 0]
         scales = [self._split(output[i], target[i]) for i in used]
         terms = self.terms(scales, [weights[i] for i in used])
-        recording = self.loss.training
-        self.loss.train(recording and torch.is_grad_enabled())
+        if torch.is_grad_enabled() or not self.loss.training:
+            return self.loss.fuse(terms)
+        self.loss.eval()
         try:
             return self.loss.fuse(terms)
         finally:
-            self.loss.train(recording)
+            self.loss.train()
 
     def _split(self, output: Tensor, target: Tensor) -> Batch:
         if not self.ignore_channel:
