@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 from torchjd.scalarization import DWA, UW
 
 from dmf_plugins import DMFLoss, DynamicMemoryFusion
@@ -39,6 +40,47 @@ def test_softadapt_normalized_uses_only_the_proportions_of_the_slopes():
     one = feed(DynamicMemoryFusion(3, **options), history)
     ten = feed(DynamicMemoryFusion(3, **options), 10 * history)
     torch.testing.assert_close(one, ten, atol=1e-5, rtol=0)
+
+
+def test_random_weights_are_the_softmax_of_independent_normals():
+    fusion = DynamicMemoryFusion(4, weighting="random", memory_size=1, min_history=1)
+    drawn = torch.stack([feed(fusion, torch.ones(1, 4)) for _ in range(4000)])
+    z = drawn.log()
+    z = (z - z.mean(dim=1, keepdim=True)) * (
+        4 / 3
+    ) ** 0.5  # centred normals have 3/4 of the variance
+    assert kstest(z[:, 0].numpy(), "norm").pvalue > 1e-3
+    correlation = np.corrcoef(drawn[:-1, 0], drawn[1:, 0])[0, 1]
+    assert abs(correlation) < 0.05
+    assert drawn.mean(dim=0).sub(0.25).abs().max() < 0.01
+
+
+def test_random_weights_resume_alike_and_another_seed_draws_others():
+    history = decreasing(40)
+    options = dict(memory_size=10, min_history=3)
+    whole = DynamicMemoryFusion(3, weighting="random", **options)
+    feed(whole, history[:20])
+    resumed = DynamicMemoryFusion(3, weighting="random", **options)
+    resumed.load_state_dict_dmf(whole.state_dict_dmf())
+    other = DynamicMemoryFusion(3, weighting={"type": "random", "seed": 1}, **options)
+    assert torch.equal(feed(whole, history[20:]), feed(resumed, history[20:]))
+    assert not torch.allclose(feed(other, history), whole.weights)
+
+
+def test_geometric_weights_give_the_gradient_of_the_geometric_mean():
+    x = torch.tensor([1.5, 0.3], requires_grad=True)
+    terms = torch.stack((x.square().sum(), x[0].exp(), (x[1] + 2).square()))
+    (expected,) = torch.autograd.grad(terms.log().mean().exp(), x, retain_graph=True)
+    fusion = DynamicMemoryFusion(3, weighting="geometric", memory_size=1, min_history=1)
+    (found,) = torch.autograd.grad(fusion(terms), x)
+    torch.testing.assert_close(found / found.norm(), expected / expected.norm())
+
+
+def test_geometric_is_the_inverse_of_the_mean_over_the_memory():
+    history = decreasing(30)
+    fusion = DynamicMemoryFusion(3, weighting="geometric", memory_size=8, min_history=8)
+    expected = 1 / history[-8:].double().mean(dim=0)
+    torch.testing.assert_close(feed(fusion, history), (expected / expected.sum()).float())
 
 
 def test_softadapt_favours_the_term_that_falls_least():

@@ -297,6 +297,45 @@ def test_a_saturated_posterior_does_not_turn_an_infinite_term_into_nan():
     assert fusion(torch.tensor([torch.inf, 1.0])).item() == 1.0
 
 
+def test_bayesian_forgets():
+    history = decreasing(400)
+
+    def at(forgetting, steps=400):
+        rule = {"type": "bayesian", "forgetting": forgetting}
+        fusion = DynamicMemoryFusion(3, weighting=rule, memory_size=50, min_history=20)
+        return feed(fusion, history[:steps])
+
+    paper = DynamicMemoryFusion(3, weighting="bayesian", memory_size=50, min_history=20)
+    assert torch.equal(at(1.0), feed(paper, history))
+    assert at(1.0).max() > 0.99
+    assert at(0.9).max() < 0.99
+    # the oracle's recursion with the power on its prior
+    oracle = Oracle("bayesian", 3, 50, 20)
+    for values in history:
+        oracle.log_prior = oracle.log_prior * 0.9
+        expected = oracle.step(values.double().numpy())
+    np.testing.assert_allclose(at(0.9).numpy(), expected, atol=5e-5)
+    with pytest.raises(ValueError, match="forgetting"):
+        at(0)
+
+
+@pytest.mark.parametrize("planned", [100, 1000])
+def test_decay_end_is_a_share_of_the_planned_training(planned):
+    fusion = DynamicMemoryFusion(2, weighting="fixed", gamma0=4.0, decay_end=0.5)
+    with pytest.raises(RuntimeError, match="plan"):
+        fusion(torch.ones(2), torch.tensor(1.0))
+    fusion.plan(planned)
+    for _ in range(planned // 2):
+        fusion(torch.ones(2))
+    assert fusion.gamma.item() == pytest.approx(0.04, rel=1e-3)
+    assert fusion.settings["decay_end"] == 0.5
+    assert "decay_rate" not in fusion.settings
+    with pytest.raises(ValueError, match="decay_end"):
+        DMFConfig(decay_end=0.0)
+    with pytest.raises(ValueError, match="steps"):
+        fusion.plan(0)
+
+
 def test_bayesian_saturates_and_min_weight_keeps_terms_alive():
     history = decreasing(600)
     free = DynamicMemoryFusion(3, weighting="bayesian", memory_size=50, min_history=20)

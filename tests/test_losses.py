@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from monai.losses import DiceLoss as MonaiDice
 from monai.losses import FocalLoss as MonaiFocal
 from monai.losses import TverskyLoss as MonaiTversky
+from nnunetv2.training.loss.robust_ce_loss import TopKLoss
 from torch.nn import functional
 
 from dmf_plugins import LOSSES
@@ -49,6 +50,47 @@ def test_binary_and_region_ce_are_torch_bce():
     torch.testing.assert_close(LOSSES["ce"]()(logits, regions), expected)
     expected = functional.binary_cross_entropy_with_logits(logits[:, :1], regions[:, :1].float())
     torch.testing.assert_close(LOSSES["ce"]()(logits[:, :1], regions[:, 0].long()), expected)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_ce_with_class_weights_is_torchs(classes):
+    logits, target = batch(classes=classes)
+    weights = [0.2, 1.0, 3.0][:classes]
+    target[:, 0] = 255
+    expected = functional.cross_entropy(
+        logits, target, weight=torch.tensor(weights), ignore_index=255
+    )
+    loss = LOSSES["ce"](ignore_index=255, class_weights=weights)
+    torch.testing.assert_close(loss(logits, target), expected)
+    with pytest.raises(
+        ValueError, match=f"class_weights has 4 values, the logits {classes} classes"
+    ):
+        LOSSES["ce"](class_weights=[1, 1, 1, 1])(logits, target.clamp_max(1))
+
+
+@pytest.mark.parametrize("weights", [[0, 0], [-1, 2], [float("nan"), 1], [float("inf"), 1]])
+def test_class_weights_must_be_weights(weights):
+    with pytest.raises(ValueError, match="class_weights"):
+        LOSSES["ce"](class_weights=weights)
+
+
+@pytest.mark.parametrize("k", [10, 50, 100])
+def test_topk_is_nnunets(k):
+    logits, target = batch()
+    expected = TopKLoss(k=k)(logits, target[:, None].float())
+    torch.testing.assert_close(LOSSES["topk"](k=k)(logits, target), expected)
+    # pixels that are ignored neither count nor are chosen
+    target[:, 0] = 255
+    pixels = functional.cross_entropy(logits, target, ignore_index=255, reduction="none")
+    pixels = pixels[target != 255]
+    expected = pixels.topk(int(len(pixels) * k / 100)).values.mean()
+    torch.testing.assert_close(LOSSES["topk"](k=k, ignore_index=255)(logits, target), expected)
+
+
+@pytest.mark.parametrize("k", [0, -1, 101, float("nan")])
+def test_topk_must_be_a_percentage(k):
+    with pytest.raises(ValueError, match="k must be a percentage"):
+        LOSSES["topk"](k=k)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

@@ -27,6 +27,9 @@ class DMFConfig:
             Normalised to sum 1.
         prior: prior of the ``bayesian`` rule; None is uniform. Normalised to sum 1.
         gamma0, decay_rate, decay_interval: Eq. 2.
+        decay_end: in place of ``decay_rate`` and ``decay_interval``, the share of the planned training
+            after which the factor of the auxiliary term is 1 % of ``gamma0``; needs
+            :meth:`~dmf_plugins.losses.DMFLoss.plan`, which both frameworks' adapters call.
         min_weight: lower bound of every adapted weight, ``w <- min_weight + (1 - N min_weight) w``.
         weight_ema: beta of ``w_t <- beta * w_(t-1) + (1 - beta) * w``; None is no smoothing.
 
@@ -49,6 +52,7 @@ class DMFConfig:
     gamma0: float = 5.0
     decay_rate: float = 0.05
     decay_interval: int = 100
+    decay_end: float | None = None
     min_weight: float = 0.0
     weight_ema: float | None = None
 
@@ -80,6 +84,8 @@ class DMFConfig:
             value = self._number(name)
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} must be finite and not negative, got {value!r}")
+        if self.decay_end is not None and not 0 < self._number("decay_end") < math.inf:
+            raise ValueError(f"decay_end must be positive and finite, got {self.decay_end!r}")
         self._check_weights(len(self.losses))
 
     def _check_weights(self, n: int) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dmf_plugins.core.call import Call, mean_of, over_ranks
 from dmf_plugins.core.config import DMFConfig
-from dmf_plugins.core.schedule import auxiliary_factor
+from dmf_plugins.core.schedule import Decay
 from dmf_plugins.core.spec import flatten
 from dmf_plugins.core.state import Resume, pack, unpack
 from dmf_plugins.core.weighting import Rule, Window, build_rule, rule_settings
@@ -80,6 +80,7 @@ class DynamicMemoryFusion(nn.Module):
             raise ValueError(f"names must differ from each other, got {list(names)}")
         self.names = names
         self.config = config
+        self.decay = Decay(config)
         self.rule = build_rule(config.weighting)
         for owner, name, value in self._initial():
             if isinstance(value, nn.Parameter):
@@ -121,8 +122,11 @@ class DynamicMemoryFusion(nn.Module):
     @property
     def gamma(self) -> Tensor:
         """Factor the next auxiliary term gets, 0-d float32."""
-        config = self.config
-        return auxiliary_factor(self._step, config.gamma0, config.decay_rate, config.decay_interval)
+        return self.decay.factor(self._step)
+
+    def plan(self, steps: int) -> None:
+        """Tell how many steps the whole training has, for ``decay_end``."""
+        self.decay.plan(steps)
 
     @property
     def step(self) -> Tensor:
@@ -198,9 +202,8 @@ class DynamicMemoryFusion(nn.Module):
                 raise ValueError(f"losses must be named {list(self.names)}, got {list(losses)}")
             losses = torch.stack([torch.as_tensor(losses[name]).reshape(()) for name in self.names])
         if losses.shape != (len(self.names),):
-            raise ValueError(
-                f"losses must have shape ({len(self.names)},), got {tuple(losses.shape)}"
-            )
+            expected = (len(self.names),)
+            raise ValueError(f"losses must have shape {expected}, got {tuple(losses.shape)}")
         return losses if losses.dtype == torch.float64 else losses.float()
 
     @torch.no_grad()
@@ -265,10 +268,11 @@ class DynamicMemoryFusion(nn.Module):
     def settings(self) -> dict[str, Any]:
         """Every setting of the fusion, flat, with plain values."""
         config, n = self.config, len(self.names)
-        numbers = ("memory_size", "min_history", "gamma0", "decay_rate", "decay_interval")
+        names = ("memory_size", "min_history", "min_weight", "weight_ema")
         return {
             **flatten("weighting", config.weighting, rule_settings(config.weighting)),
-            **{name: getattr(config, name) for name in (*numbers, "min_weight", "weight_ema")},
+            **{name: getattr(config, name) for name in names},
+            **self.decay.settings,
             "initial_weights": config.initial_distribution(n),
             "prior": config.prior_distribution(n),
         }

@@ -154,6 +154,10 @@ class DMFLoss(nn.Module):
         """
         return self.fuse(self.terms(logits, target, mask), amend=amend)
 
+    def plan(self, steps: int) -> None:
+        """Tell how many steps the whole training has; needed with ``decay_end`` alone."""
+        self.fusion.plan(steps)
+
     def terms(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Terms:
         """Raw values of all terms, recorded nowhere."""
         return self.terms_of_scales([(logits, target, mask)], [1.0])
@@ -235,10 +239,7 @@ class DMFLoss(nn.Module):
         auxiliary = "no auxiliary loss"
         if config.auxiliary is not None:
             name = self.settings["auxiliary"]
-            auxiliary = (
-                f"auxiliary {name} x {config.gamma0:g} exp(-{config.decay_rate:g} t), "
-                f"t per {config.decay_interval} steps"
-            )
+            auxiliary = f"auxiliary {name} x {self.fusion.decay}"
         return (
             f"{rule}{extra} weights of {', '.join(self.names)} from the last {config.memory_size} "
             f"steps, adapting after {config.min_history}; {auxiliary}"

@@ -38,6 +38,7 @@ class SegmentationStatistics:
         batch: logits and target as given.
         sigmoid: whether the logits are read through a sigmoid.
         binary: whether each channel, or the difference of the only two, decides by itself.
+        ignored: bool ``[B, 1, P]``, True for pixels to leave out; None where there are none.
         loglik: ``[B, R, P]`` log-probability of the true class of each pixel, zero where ignored.
         labelled: labelled pixels per image and group, ``[B, R]``; a plain number where none can be
             ignored.
@@ -69,10 +70,10 @@ class SegmentationStatistics:
         self.classes = 2 if self.binary else logits.shape[1]
         self.groups = logits.shape[1] if self.sigmoid else 1
         logits = (logits if logits.dtype == torch.float64 else logits.float()).flatten(2)
-        self._ignored = None if ignored is None else ignored.flatten(2)
+        self.ignored = None if ignored is None else ignored.flatten(2)
         target = target.flatten(2)
-        if self._ignored is not None:
-            target = target.masked_fill(self._ignored, 0)
+        if self.ignored is not None:
+            target = target.masked_fill(self.ignored, 0)
         # bools cannot be out of range, nor regions
         self.extremes: tuple[Tensor, ...] = ()
         if self.groups == 1 and target.dtype != torch.bool:
@@ -83,16 +84,16 @@ class SegmentationStatistics:
         counts: SigmoidCounts | SoftmaxCounts
         if self.binary:
             self._target = (target != 0 if self.groups > 1 else target).to(logits.dtype)
-            counts = sigmoid_counts(logits, self._target, self._ignored, pair=not self.sigmoid)
+            counts = sigmoid_counts(logits, self._target, self.ignored, pair=not self.sigmoid)
         else:
             self._target = target.to(logits.dtype)
-            if self._ignored is not None:
-                self._target = self._target.masked_fill(self._ignored, -1)
-            counts = softmax_counts(logits, self._target, self._ignored)
+            if self.ignored is not None:
+                self._target = self._target.masked_fill(self.ignored, -1)
+            counts = softmax_counts(logits, self._target, self.ignored)
         self.loglik, *self.sums = counts
         self.labelled: Tensor | int = logits.shape[2]
-        if self._ignored is not None:
-            kept = (~self._ignored).sum(dim=-1).to(logits.dtype)
+        if self.ignored is not None:
+            kept = (~self.ignored).sum(dim=-1).to(logits.dtype)
             self.labelled = kept.expand(-1, self.groups)
 
     @property

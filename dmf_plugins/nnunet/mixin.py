@@ -105,6 +105,7 @@ class DMFTrainerMixin(_Trainer):
         if self._dmf_resume_error is not None:
             raise RuntimeError(self._dmf_resume_error)
         super().on_train_start()
+        self.loss.loss.plan(self.num_epochs * self.num_iterations_per_epoch)
         self._dmf = Recorder(
             self.loss.loss,
             self.output_folder,

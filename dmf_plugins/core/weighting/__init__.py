@@ -16,7 +16,7 @@ keeps more than the memory holds, or learns, is a subclass of :class:`~.base.Rul
 Rules must not branch on tensor values: they run inside the training step, on the device.
 """
 
-from dmf_plugins.core.weighting import cov, dwa, paper, softadapt, uncertainty
+from dmf_plugins.core.weighting import cov, dwa, geometric, paper, random, softadapt, uncertainty
 from dmf_plugins.core.weighting.base import (
     WEIGHTINGS,
     PriorRule,
@@ -36,7 +36,9 @@ __all__ = [
     "check_rule",
     "cov",
     "dwa",
+    "geometric",
     "paper",
+    "random",
     "rule_settings",
     "softadapt",
     "uncertainty",

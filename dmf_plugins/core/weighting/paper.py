@@ -67,10 +67,24 @@ class MAD(Rule):
 class Bayesian(PriorRule):
     """``w_i`` proportional to ``p_i / MAD(H_i)`` (Eq. 7-8), the posterior becoming the next prior.
 
-    Log space lets the posterior saturate at (0, ..., 1, ..., 0) instead of underflowing;
-    ``min_weight`` keeps every term alive.
+    Log space lets the posterior saturate at (0, ..., 1, ..., 0) instead of underflowing, as it does
+    within a few hundred steps. ``forgetting`` or ``min_weight`` keeps every term alive.
+
+    Args:
+        forgetting: power on the old posterior, in (0, 1]: ``p_i ** forgetting / MAD(H_i)``. 1 is the
+            paper; below 1 a step counts for about ``1 / (1 - forgetting)`` steps.
+
+    Raises:
+        ValueError: ``forgetting`` is out of range.
     """
+
+    def __init__(self, forgetting: float = 1.0) -> None:
+        super().__init__()
+        if not 0 < forgetting <= 1:
+            raise ValueError(f"forgetting must lie in (0, 1], got {forgetting!r}")
+        self.forgetting = forgetting
 
     def forward(self, window: Window) -> Tensor:
         mad = mad_of(_scaled(window), window.valid, window.count())
-        return self.log_prior + inverse_score(mad)
+        old = self.log_prior if self.forgetting == 1 else self.forgetting * self.log_prior
+        return old + inverse_score(mad)
