@@ -194,6 +194,12 @@ def test_an_altered_copy_shares_a_group_and_strangers_do_not(kind):
     assert group_duplicates(prints).tolist() == [*range(6), *range(6)]
 
 
+def test_a_crop_to_an_odd_size_keeps_the_words():
+    image = phantom(np.random.default_rng(0), 440, 560, malignant=False, lesions=1)[0]
+    words, of_crop = (Fingerprint.of(i).words for i in (image, image[:-1, :-1]))
+    assert len(np.intersect1d(words, of_crop)) > len(words) / 3  # 7 % if halved inexactly
+
+
 def test_patients_and_near_copies_are_linked_together():
     rng = np.random.default_rng(0)
     images = [phantom(rng, 100, 130, malignant=False, lesions=1)[0] for _ in range(5)]

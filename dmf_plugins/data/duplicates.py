@@ -52,9 +52,10 @@ class Fingerprint:
     def of(cls, image: Gray) -> Fingerprint:
         """Fingerprint of an ``[H, W]`` uint8 image."""
         half = image
-        if min(image.shape) >= _SIDE_TO_HALVE:  # by two exactly: crops of one scan stay alike
-            size = image.shape[1] // 2, image.shape[0] // 2
-            half = cv2.resize(image, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+        if min(image.shape) >= _SIDE_TO_HALVE:  # by two exactly, so that a crop keeps its words
+            height, width = (side // 2 for side in image.shape)
+            even = image[: 2 * height, : 2 * width]
+            half = cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
         return cls(_thumbnail(half), _words(half))
 
 
