@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from dmf_plugins.cli import app
 from dmf_plugins.doctor import Finding, checks, installed, is_broken
 from dmf_plugins.doctor.interpreter import Interpreter, ProbeError
+from dmf_plugins.errors import UsageError
 from dmf_plugins.paths import bundled
 
 from .test_cli import dmf
@@ -28,6 +29,7 @@ class Answers(Interpreter):
     """Answers without running anything; what holds one of ``failing``'s keys fails with its text."""
 
     def __init__(self, **failing: str) -> None:
+        super().__init__()
         self.failing = failing
 
     def run(self, code: str) -> str:
@@ -186,6 +188,15 @@ def test_the_text_names_the_command_that_fixes(environment):
     assert result.exit_code == 1
     assert "ERROR    nnUNet_results: not set" in result.output
     assert "export nnUNet_results=" in result.output
+
+
+@pytest.mark.slow
+def test_torchs_report_on_the_machine_is_added_on_request(environment):
+    environment.setattr(checks, "Interpreter", Answers)
+    shown = CliRunner().invoke(app, ["doctor", "--env"]).output
+    assert shown.index("MMSegmentation") < shown.index("Is debug build") < shown.index("OS: ")
+    refused = CliRunner().invoke(app, ["doctor", "--env", "--json"]).exception
+    assert isinstance(refused, UsageError)
 
 
 def test_a_probe_that_crashes_or_fails_harms_no_other(tmp_path, monkeypatch):

@@ -54,10 +54,15 @@ def doctor(
     json_output: Annotated[
         bool, typer.Option("--json", help="Print the findings for a script.")
     ] = False,
+    env: Annotated[
+        bool, typer.Option("--env", help="Add torch's report on the machine, for a bug report.")
+    ] = False,
 ) -> None:
     """Check this installation; say what is wrong and the command that fixes it (exit code 1)."""
-    from dmf_plugins.doctor import as_json, examine, is_broken
+    from dmf_plugins.doctor import as_json, collect_env, examine, is_broken
 
+    if json_output and env:
+        raise UsageError("--json and --env exclude each other; give one")
     findings = []
     if json_output:
         findings = list(examine())
@@ -69,6 +74,8 @@ def doctor(
             typer.echo(f"{signs[finding.status]}  {finding.check}: {finding.detail}")
             if finding.fix:
                 typer.echo(f"           {finding.fix}")
+    if env:
+        typer.echo(f"\n{collect_env()}")
     if is_broken(findings):
         raise typer.Exit(1)
 

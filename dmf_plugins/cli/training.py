@@ -76,7 +76,7 @@ def grid(
         typer.Option(min=1, help="Cells at a time; default one per GPU or two cores."),
     ] = None,
     jobs: Annotated[
-        bool, typer.Option("--jobs", help="Print one command a cell, for a scheduler, and stop.")
+        bool, typer.Option("--jobs", help="Print one command per cell, for a scheduler, and stop.")
     ] = False,
     cell: Annotated[
         Optional[str], typer.Option(help="Run this one cell, by number or name, and stop.")

@@ -101,3 +101,12 @@ class Interpreter:
         self._process.communicate()
         self._process = None
         self._errors.close()
+
+
+def collect_env() -> str:
+    """What torch reports about the machine, or why it could not."""
+    command = [sys.executable, "-m", "torch.utils.collect_env"]
+    report = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return report.stdout.strip()

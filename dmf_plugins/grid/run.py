@@ -28,7 +28,7 @@ _POLL_SECONDS = 1.0
 
 
 def job_commands(plan: GridPlan) -> list[str]:
-    """One command a cell that has not finished, for a scheduler to run anywhere."""
+    """One command per cell that has not finished, for a scheduler to run anywhere."""
     return [
         f"dmf grid --output {plan.output} --cell {i}  # {cell.name}"
         for i, cell in unfinished(plan.cells())

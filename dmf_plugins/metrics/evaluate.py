@@ -40,7 +40,7 @@ class Evaluation:
 
     Attributes:
         labels: foreground class name -> value.
-        per_image: one row an image and class: ``image``, ``class``, the overlap scores, ``hd95``,
+        per_image: one row per image and class: ``image``, ``class``, the overlap scores, ``hd95``,
             ``assd``, ``true_pixels``, ``predicted_pixels``.
         summary: ``lesion``, ``paper`` and each class -> score -> ``{mean, low, high, n}`` with a
             bootstrap 95 % interval over the ``n`` images that have the score, NaN for fewer than two.

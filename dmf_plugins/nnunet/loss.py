@@ -11,10 +11,10 @@ from dmf_plugins.losses.dmf import Batch, DMFLoss, Terms
 
 
 class DeepSupervisionDMFLoss(nn.Module):
-    """Combines the scales of each term first, then fuses and records once a step.
+    """Combines the scales of each term first, then fuses and records once per step.
 
     ``L_i = sum_s d_s L_(i,s)`` with the scale weights ``d_s`` nnU-Net gives its own loss, so the
-    memory holds one value a term and step. A scale of weight 0 is not computed. Without gradients
+    memory holds one value per term and step. A scale of weight 0 is not computed. Without gradients
     (validation) nothing is recorded, whatever the mode.
 
     Args:

@@ -16,7 +16,7 @@ _PICTURES = ("image", "filtered")
 def plot_samples(
     columns: Mapping[str, Sequence[np.ndarray]], names: Sequence[str], output: Path
 ) -> None:
-    """One row a sample, one lettered column an entry of ``columns``.
+    """One row per sample, one lettered column per entry of ``columns``.
 
     Args:
         columns: title -> ``[H, W]`` array of each sample; ``image`` and ``filtered`` are grey values,

@@ -15,7 +15,7 @@ def mean_and_std(
     """Mean and sample standard deviation of each group, as columns ``(title, mean|std)``.
 
     Args:
-        results: one row a run.
+        results: one row per run.
         keys: columns that name a group; groups stay in order of appearance.
         columns: column of ``results`` -> title.
     """
