@@ -23,4 +23,8 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=6e-4, betas=(0.9, 0.999), weight_decay=0.01),
     paramwise_cfg=dict(
         custom_keys=dict(
-            pos_block=dict(decay_mult=0.), norm=dict(decay_mult=0.), head=dict(lr_mult=10.))))
+            pos_block=dict(decay_mult=0.),
+            norm=dict(decay_mult=0.),
+            head=dict(lr_mult=10.),
+            # learned weights (weighting='uncertainty') are part of the head
+            log_variance=dict(lr_mult=1., decay_mult=0.))))

@@ -1,33 +1,74 @@
-"""mmengine's log in checkpoints, so that torch's safe loading takes them."""
+"""Checkpoints that torch reads without trusting them.
+
+mmengine pickles its log as objects, which torch >= 2.6 refuses by default. With DMFHook the log is
+stored as tensors, so that every reader of the file gets along with torch's safe loading.
+"""
 
 from __future__ import annotations
 
-import copyreg
+import os
+import pickle
+import zipfile
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+from mmengine.utils import apply_to
 
-_SCALAR: Any = np.float64().__reduce__()[0]
-_KINDS: list[Any] = [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")]
+from dmf_plugins.errors import DataError
 
-
-def _reduce(buffer: HistoryBuffer) -> tuple[type, tuple[list[float], list[int], int]]:
-    log, count = buffer.data
-    return HistoryBuffer, (log.tolist(), count.tolist(), buffer.max_length)
-
-
-copyreg.pickle(HistoryBuffer, _reduce)
+# what checkpoints of version 0.1.0 hold beside plain data: harmless constructors and numbers
+_EARLIER: list[Any] = [HistoryBuffer, np.float64().__reduce__()[0], np.dtype]
+_EARLIER += [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")]
 
 
-def allow_log() -> None:
-    """Let ``torch.load(weights_only=True)`` read the log that mmengine keeps in every checkpoint.
+def to_plain(hub: Any) -> Any:
+    """The state of mmengine's message hub with tensors for its logs and Python's numbers for numpy's."""
 
-    Its usual pickle calls ``getattr``; torch >= 2.6 rightly refuses that, and ``--resume`` fails.
-    Pickled by ``_reduce``, as its constructor and plain numbers, it is harmless and is allowed, with numpy's
-    numbers such as a best score; all else stays as guarded as torch has it. To be called again after
-    code that takes such permissions back (onedl-mmengine's loading does).
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.generic):
+            return value.item()
+        log, count = map(torch.from_numpy, value.data)
+        return {"log_history": log, "count_history": count, "max_length": value.max_length}
+
+    return apply_to(hub, lambda value: isinstance(value, (HistoryBuffer, np.generic)), plain)
+
+
+def from_plain(hub: Any) -> None:
+    """Undo :func:`to_plain`, in place."""
+    scalars = hub["log_scalars"] if isinstance(hub, dict) else {}
+    for name, log in scalars.items():
+        if isinstance(log, dict):
+            arrays = {k: v.cpu().numpy() if torch.is_tensor(v) else v for k, v in log.items()}
+            scalars[name] = HistoryBuffer(**arrays)
+
+
+@CheckpointLoader.register_scheme(prefixes="", force=True)
+def load_from_local(filename: str, map_location: Any = None) -> Any:
+    """mmengine's loader of local files, with errors that say what can be done.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: the file is damaged, or torch does not read it without trusting it.
     """
-    if hasattr(torch.serialization, "add_safe_globals"):
-        torch.serialization.add_safe_globals([HistoryBuffer, _SCALAR, np.dtype, *_KINDS])
+    path = os.path.expanduser(filename)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{filename} can not be found.")
+    earlier = getattr(torch.serialization, "safe_globals", lambda _: nullcontext())
+    try:
+        with earlier(_EARLIER):
+            return torch.load(path, map_location=map_location)
+    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        if not isinstance(error, pickle.UnpicklingError) or not zipfile.is_zipfile(path):
+            raise DataError(f"{filename} is damaged or no checkpoint: {error}") from error
+        raise DataError(
+            f"{filename} holds Python objects, such as the log of an MMSegmentation training without "
+            "DMFHook; reading them can run any code, so torch >= 2.6 refuses. If you trust the file, "
+            "set TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 for this command, or keep its network alone:\n"
+            '  python -c "import sys, torch; c = torch.load(sys.argv[1], weights_only=False); '
+            "torch.save({'state_dict': c['state_dict']}, sys.argv[2])\" "
+            f"{filename} network.pth"
+        ) from error

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
 
+from dmf_plugins import mmseg
 from dmf_plugins.atomic import building, check_target
-from dmf_plugins.errors import DataError, UsageError
-from dmf_plugins.mmseg.checkpoint import allow_log
+from dmf_plugins.errors import DataError, DMFError, UsageError
+from dmf_plugins.mmseg.checkpoint import load_from_local
 from dmf_plugins.paths import lies_in
 
 CONFIG, CHECKPOINT = "config.py", "model.pth"
 _PLUGIN = "dmf_plugins"
+_OURS = set(mmseg.__all__)
+_OUR_SCORE = re.compile(r"(^|/)((lesion|paper)_\w+|accuracy|cb_dice)$")
+_PLAIN_METRIC = {"type": "IoUMetric", "iou_metrics": ["mIoU", "mDice"]}
+# run with the result, in a process where nothing of ours can be imported
+_PROOF = f"""
+import sys, tempfile
+sys.modules["{_PLUGIN}"] = None
+from mmengine.config import Config
+from mmengine.runner import Runner
+from mmseg.apis import init_model
+from mmseg.registry import DATASETS
+init_model(sys.argv[1], sys.argv[2], device="cpu")
+with tempfile.TemporaryDirectory() as folder:
+    cfg = Config.fromfile(sys.argv[1])
+    cfg.work_dir, cfg.launcher, cfg.visualizer = folder, "none", None
+    runner = Runner.from_cfg(cfg)
+    for part in ("val", "test"):
+        if cfg.get(part + "_evaluator"):
+            runner.build_evaluator(cfg[part + "_evaluator"])
+    for part in ("train", "val", "test"):
+        data = (cfg.get(part + "_dataloader") or {{}}).get("dataset")
+        assert data is None or DATASETS.get(data["type"]), data["type"]
+"""
 
 
 def export_mmseg(
@@ -29,7 +58,8 @@ def export_mmseg(
     """Write ``config.py`` and ``model.pth`` with nothing of ours in them.
 
     The losses become cross-entropy (which takes no part in prediction), our data set a
-    ``BaseSegDataset``, our metric an ``IoUMetric``; our hook and the state of the memory go.
+    ``BaseSegDataset``, our metric an ``IoUMetric``; our hooks and the state of the memory go. The
+    result is loaded without this package before it is put in place.
 
     Args:
         work_dir: of the training.
@@ -41,78 +71,129 @@ def export_mmseg(
     Raises:
         UsageError: ``output`` exists, or the pipeline filters images with our transform.
         DataError: ``work_dir`` is no finished training, or a file cannot be read.
+        DMFError: the result does not load without this package.
     """
     config = config or _only(work_dir, ["*.py"], "config")
     checkpoint = checkpoint or _only(work_dir, ["best_*.pth"], "best checkpoint", last=True)
     if lies_in(work_dir, output):
         raise UsageError(f"{output} holds the training itself; choose another folder")
-    check_target(output, "export", overwrite)
-    allow_log()
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        state, meta = content["state_dict"], content.get("meta", {})
-    except Exception as error:
-        raise DataError(f"{checkpoint} is not a readable checkpoint ({error!r})") from error
-    cfg = plain_config(Config.fromfile(config), meta.get("dataset_meta", {}))
-    weights = {key: value for key, value in state.items() if ".loss_decode." not in key}
+    content = load_from_local(str(checkpoint), "cpu")
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise DataError(f"{checkpoint} is no checkpoint of MMSegmentation: it has no state_dict")
+    kept = {"dataset_meta": content.get("meta", {}).get("dataset_meta")}
+    cfg = plain_config(Config.fromfile(config), kept["dataset_meta"] or {})
+    state = content["state_dict"].items()
+    weights = {key: value for key, value in state if ".loss_decode." not in key}
     with building(output, "export", overwrite) as folder:
         cfg.dump(str(folder / CONFIG))
-        kept = {"dataset_meta": meta.get("dataset_meta")}
         torch.save({"state_dict": weights, "meta": kept}, folder / CHECKPOINT)
+        _prove(folder)
     return output
+
+
+def _prove(folder: Path) -> None:
+    command = [sys.executable, "-c", _PROOF, str(folder / CONFIG), str(folder / CHECKPOINT)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise DMFError(
+            "nothing was written: the result does not load without this package\n"
+            + result.stderr[-2000:]
+        )
 
 
 def plain_config(cfg: Config, dataset_meta: dict[str, Any]) -> Config:
     """The config without anything this plug-in registers."""
-    for part in _dicts(cfg._cfg_dict):
-        kind = part.get("type")
-        if kind == "BilateralFilter":
-            raise UsageError(
-                "the pipeline has BilateralFilter, which exists here alone: convert or filter the "
-                "images beforehand (dmf filter), take the step out of the config and export that"
-            )
-        if kind == "BreastUltrasoundDataset":
-            part.pop("labels", None)
-            part.update(
-                type="BaseSegDataset",
-                img_suffix=".png",
-                seg_map_suffix=".png",
-                reduce_zero_label=False,
-                metainfo={k: dataset_meta[k] for k in ("classes", "palette") if k in dataset_meta},
-            )
-        if "loss_decode" in part:
-            sigmoid = part.get("out_channels") == 1
-            part["loss_decode"] = _plain_losses(part["loss_decode"], sigmoid)
-    for key in ("val_evaluator", "test_evaluator"):
-        if key in cfg and cfg[key] is not None:
-            several = cfg[key] if isinstance(cfg[key], list) else [cfg[key]]
-            stock = [e for e in several if e["type"] != "DMFMetric"]
-            cfg[key] = stock or [dict(type="IoUMetric", iou_metrics=["mIoU", "mDice"])]
-    hooks = cfg.get("custom_hooks") or []
-    cfg.custom_hooks = [hook for hook in hooks if hook["type"] != "DMFHook"]
-    imports = dict(cfg.get("custom_imports") or {})
+    content = cfg._cfg_dict
+    used = inspect.signature(Runner.__init__).parameters
+    for name in [n for n, value in content.items() if n not in used and _mentions(value)]:
+        del content[name]  # a variable that only helped to write the config
+    for name in ("val_evaluator", "test_evaluator"):
+        if isinstance(content.get(name), list):
+            content[name] = _one_evaluator(content[name])
+    hooks = content.get("default_hooks") or {}
+    content.default_hooks = {k: hook for k, hook in hooks.items() if _kind(hook) not in _OURS}
+    hooks = content.get("custom_hooks") or []
+    content.custom_hooks = [hook for hook in hooks if _kind(hook) not in _OURS]
+    for part in list(_dicts(content)):
+        _plain_part(part, dataset_meta)
+    imports = dict(content.get("custom_imports") or {})
     imports["imports"] = [i for i in imports.get("imports", []) if not i.startswith(_PLUGIN)]
-    cfg.custom_imports = imports if imports["imports"] else None
-    checkpoint = (cfg.get("default_hooks") or {}).get("checkpoint")
-    if checkpoint is not None and str(checkpoint.get("save_best", "")).startswith("lesion"):
-        checkpoint["save_best"] = "mDice"
-    cfg.load_from, cfg.resume = None, False
+    content.custom_imports = imports if imports["imports"] else None
+    content.load_from, content.resume = None, False
     return cfg
 
 
-def _plain_losses(losses: Any, sigmoid: bool) -> Any:
-    several = losses if isinstance(losses, list) else [losses]
-    stock = [loss for loss in several if loss["type"] != "DMFLoss"]
-    if len(stock) < len(several) and not stock:
-        return dict(type="CrossEntropyLoss", use_sigmoid=sigmoid, loss_weight=1.0)
-    return stock if isinstance(losses, list) else losses
+def _one_evaluator(several: list[Any]) -> list[Any]:
+    """Two ``IoUMetric`` would report the same names: beside one, ours becomes a part of it."""
+    stock = [one for one in several if _kind(one) == "IoUMetric" and not one.get("prefix")]
+    if not stock:
+        return several
+    names = stock[0].get("iou_metrics", ["mIoU"])
+    stock[0]["iou_metrics"] = list(dict.fromkeys([*names, "mDice"]))
+    return [one for one in several if _kind(one) != "DMFMetric" or one.get("prefix")]
+
+
+def _plain_part(part: ConfigDict, dataset_meta: dict[str, Any]) -> None:
+    """Replace one dict of a config by its stock counterpart, in place."""
+    kind = _kind(part)
+    if kind == "BilateralFilter":
+        raise UsageError(
+            "the pipeline has BilateralFilter, which exists here alone: convert or filter the "
+            "images beforehand (dmf filter), take the step out of the config and export that"
+        )
+    if kind == "BreastUltrasoundDataset":
+        part.pop("labels", None)
+        part.update(type="BaseSegDataset", img_suffix=".png", seg_map_suffix=".png")
+        part.reduce_zero_label = False
+        part.metainfo = {k: dataset_meta[k] for k in ("classes", "palette") if k in dataset_meta}
+    if kind == "DMFMetric":
+        kept = {k: part[k] for k in ("prefix", "ignore_index", "collect_device") if k in part}
+        part.clear()
+        part.update(**_PLAIN_METRIC, **kept)
+    if kind in ("DMFLoss", "MMSegDMFLoss"):
+        kept = {key: part[key] for key in ("loss_weight", "loss_name") if key in part}
+        sigmoid = bool(part.get("use_sigmoid"))
+        part.clear()
+        part.update(type="CrossEntropyLoss", use_sigmoid=sigmoid, **kept)
+    losses = part.get("loss_decode")
+    if part.get("out_channels") == 1:  # children come later, and keep what is set here
+        for loss in losses if isinstance(losses, list) else [losses]:
+            if _kind(loss) in ("DMFLoss", "MMSegDMFLoss"):
+                loss["use_sigmoid"] = True
+    for key in ("save_best", "monitor"):
+        if key in part:
+            part[key] = _plain_scores(part[key])
+
+
+def _plain_scores(names: Any) -> Any:
+    """Scores to watch with those of our metric replaced by its stock counterpart's."""
+    if isinstance(names, (list, tuple)):
+        return list(dict.fromkeys(_plain_scores(name) for name in names))
+    if not isinstance(names, str) or not _OUR_SCORE.search(names):
+        return names
+    prefix = names.rpartition("/")[0]
+    return f"{prefix}/mDice" if prefix else "mDice"
+
+
+def _kind(part: Any) -> str | None:
+    """Name of what a dict of a config builds, whatever way its type is given."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(kind, type):
+        return kind.__name__
+    return kind.rpartition(".")[2] if isinstance(kind, str) else None
+
+
+def _mentions(value: Any) -> bool:
+    """Whether a variable of a config is, or holds, something of ours."""
+    parts = _dicts(value) if isinstance(value, (dict, list, tuple)) else [{"type": value}]
+    return any(_kind(part) in _OURS for part in parts)
 
 
 def _dicts(node: Any) -> Iterator[ConfigDict]:
-    """Every dict of a config, at any depth."""
+    """Every dict of a config, at any depth, parents first."""
     if isinstance(node, dict):
         yield node
-    for child in node.values() if isinstance(node, dict) else node:
+    for child in list(node.values()) if isinstance(node, dict) else node:
         if isinstance(child, (dict, list, tuple)):
             yield from _dicts(child)
 

@@ -3,120 +3,109 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import torch
-from mmengine.dist import master_only
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import Tensor
+from mmseg.registry import HOOKS
 
-from dmf_plugins.mmseg.checkpoint import allow_log
-from dmf_plugins.mmseg.loss import DMFLoss
-from dmf_plugins.report.dynamics import plot_dynamics
-from dmf_plugins.report.log import DMFLog
+from dmf_plugins.mmseg.checkpoint import from_plain, to_plain
+from dmf_plugins.mmseg.loss import MMSegDMFLoss
+from dmf_plugins.report.recorder import Recorder
 
 CHECKPOINT_KEY = "dmf"
-
-
-class TrackedLoss:
-    """One DMFLoss with its place in the model, its log file and the steps not yet written."""
-
-    def __init__(self, path: str, module: DMFLoss, folder: Path, only: bool) -> None:
-        self.path = path
-        self.module = module
-        self.tag = "dmf" if only else f"dmf/{path.replace('.loss_decode', '')}"
-        stem = "dmf" if only else f"dmf_{path.replace('.loss_decode', '').replace('.', '_')}"
-        self.log = DMFLog(folder / f"{stem}_log.csv", module.dmf.names)
-        self.picture = folder / f"{stem}_dynamics.png"
-        self.pending: list[Tensor] = []
-
-    @property
-    def state(self) -> dict[str, Any]:
-        return self.module.dmf.fusion.state_dict_dmf()
-
-    def remember(self) -> None:
-        """Keep the last step, on its device."""
-        self.pending.append(self.module.dmf.last_row())
-
-    def flush(self) -> Any:
-        """Bring the pending steps over in one transfer; ``[steps, columns]``."""
-        rows = torch.stack(self.pending).cpu().numpy()
-        self.pending.clear()
-        return rows
-
-    def scalars(self, row: Any) -> dict[str, float]:
-        """Entries of one row of the log by their name for visualizer backends."""
-        named = zip(self.log.columns[2:], map(float, row), strict=True)
-        # mmengine takes every key with 'loss' in it for a part of the objective
-        return {
-            f"{self.tag}/{column}".replace("loss", "term"): value
-            for column, value in named
-            if not math.isnan(value)  # no auxiliary loss
-        }
+_STEPS = "dmf/steps"  # in mmengine's message hub, which a checkpoint keeps
+_RESUME = ("same", "new", "afresh")
+_ADVICE = (
+    "Restore the settings of the saved run; or go on with the new ones: DMFHook(resume='new') in the "
+    "config, --cfg-options custom_hooks.0.resume=new or DMF_RESUME=new before the command; or begin "
+    "with an empty memory: resume='afresh' likewise"
+)
 
 
 @HOOKS.register_module()
 class DMFHook(Hook):
-    """Saves, resumes and logs every :class:`DMFLoss` of the model.
+    """Saves, resumes and logs every ``DMFLoss`` of the model, and tells it where a step begins.
 
-    Terms, weights, gamma and the auxiliary term become scalars (``dmf/weight_ce``, ...; with several
-    heads ``dmf/decode_head/weight_ce``) that LoggerHook, TensorBoard and W&B pick up. Every step goes
-    to ``dmf_log.csv`` in the log folder's parent, the work directory, with ``dmf_dynamics.png``.
+    A step is what happens between two updates of the optimizer: a head that calls its loss several
+    times, or several micro-batches whose gradients are accumulated, make one record, the mean.
+
+    Weights and gamma become scalars (``dmf/weight_ce``, ...; with several heads
+    ``dmf/decode_head/weight_ce``) that LoggerHook prints. Visualizer backends get the terms too, with
+    the auxiliary term and the total, as means over LoggerHook's window. Every step goes to
+    ``dmf_log.csv`` in the work directory, with ``dmf_dynamics.png``.
 
     Args:
         interval: iterations between transfers from the device; scalars are refreshed as often.
             None takes the LoggerHook's.
+        resume: what ``--resume`` does with the memory. ``same`` takes it and refuses other settings
+            than those of the saved run; ``new`` takes it and goes on with the new settings;
+            ``afresh`` leaves it. None takes the environment variable ``DMF_RESUME``, else ``same``.
 
     Raises:
-        RuntimeError: the model has no DMFLoss; or a resumed checkpoint has no memory, or one of
-            other settings.
+        RuntimeError: the model has no DMFLoss, or heads and data set disagree on the classes; or a
+            resumed checkpoint has no memory, or one of other settings.
     """
 
     priority = "NORMAL"
 
-    def __init__(self, interval: int | None = None) -> None:
+    def __init__(self, interval: int | None = None, resume: str | None = None) -> None:
         if interval is not None and interval < 1:
             raise ValueError(f"interval must be at least 1, got {interval}")
         self.interval = interval
-        self._tracked: list[TrackedLoss] = []
-        self._skipped = 0
+        self.resume = resume or os.environ.get("DMF_RESUME") or "same"
+        if self.resume not in _RESUME:
+            raise ValueError(
+                f"resume (or DMF_RESUME) must be one of {_RESUME}, got {self.resume!r}"
+            )
+        self._losses: dict[str, MMSegDMFLoss] = {}
+        self._recorders: dict[str, Recorder] = {}
+        self._steps = 0
+        self._iterations = 0  # of the step under way
 
     def before_run(self, runner: Runner) -> None:
-        allow_log()
-        found = list(dmf_losses(runner.model))
-        folder = Path(runner.work_dir)
-        self._tracked = [TrackedLoss(p, module, folder, len(found) == 1) for p, module in found]
-        for _, module in found:
+        self._losses = dict(dmf_losses(runner.model))
+        for module in self._losses.values():
             module.hooked = True
 
     def before_train(self, runner: Runner) -> None:
-        if not self._tracked:
-            raise RuntimeError(
-                "DMFHook found no DMFLoss in the model; set loss_decode=dict(type='DMFLoss') in a "
-                "head, or remove the hook"
-            )
+        check(runner, self._losses)
         if self.interval is None:
             loggers = [h for h in runner.hooks if type(h).__name__ == "LoggerHook"]
             self.interval = loggers[0].interval if loggers else 10
-        self._skipped = self._count_skipped()
-        self._rewind(runner)
+        # earlier checkpoints hold no number of steps; there was one for each iteration
+        self._steps = runner.message_hub.get_info(_STEPS, runner.iter) if runner.iter else 0
+        for path, module in self._losses.items():
+            name = "" if len(self._losses) == 1 else head_of(path)
+            recorder = Recorder(
+                module.loss,
+                runner.work_dir,
+                f"dmf_{name.replace('.', '_')}" if name else "dmf",
+                say=partial(_tell, runner.logger.info, name),
+                warn=partial(_tell, runner.logger.warning, name),
+                main=is_main_process(),
+                epoch_steps=len(runner.train_dataloader),
+            )
+            recorder.start(self._steps, "step")
+            self._recorders[f"dmf/{name}".rstrip("/")] = recorder
 
-    @master_only
-    def _rewind(self, runner: Runner) -> None:
-        for tracked in self._tracked:
-            tracked.log.truncate(runner.iter, column="step")
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if self._iterations == 0:
+            for module in self._losses.values():
+                module.begin_step()
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        for tracked in self._tracked:
-            if tracked.module.dmf.last:
-                tracked.remember()
+        self._iterations += 1
+        updated = getattr(runner.optim_wrapper, "should_update", None)
+        if updated is None or updated():
+            self._remember(runner)
         # counted as LoggerHook counts, so that what it logs is fresh
         if (
             self.every_n_inner_iters(batch_idx, self.interval)
@@ -125,73 +114,119 @@ class DMFHook(Hook):
         ):
             self._flush(runner)
 
+    def _remember(self, runner: Runner) -> None:
+        pairs = zip(self._losses.items(), self._recorders.values(), strict=True)
+        for (path, module), recorder in pairs:
+            if module.calls:
+                recorder.remember()
+                # what mmengine shows as this head's loss
+                recorder.pending[-1][-1] *= module.loss_weight / self._iterations
+            elif self._steps == 0:
+                recorder.warn(f"{path} was not called: its head takes its loss from elsewhere")
+        self._steps, self._iterations = self._steps + 1, 0
+        runner.message_hub.update_info(_STEPS, self._steps)
+
     def _flush(self, runner: Runner) -> None:
-        for tracked in self._tracked:
-            if not tracked.pending:
+        others = {}
+        for tag, recorder in self._recorders.items():
+            table = recorder.flush(runner.epoch)
+            if table.empty:
                 continue
-            rows = tracked.flush()
-            self._write(tracked, runner.epoch, rows)
-            for name, value in tracked.scalars(rows[-1]).items():
-                runner.message_hub.update_scalar(f"train/{name}", value)
-        skipped = self._count_skipped()
-        if skipped > self._skipped:
-            runner.logger.warning(
-                f"{skipped - self._skipped} step(s) had an infinite or NaN loss and were left out of "
-                "the DMF memory; a few are normal under mixed precision"
-            )
-            self._skipped = skipped
-
-    @master_only
-    def _write(self, tracked: TrackedLoss, epoch: int, rows: Any) -> None:
-        tracked.log.append(epoch, rows)
-
-    def _count_skipped(self) -> int:
-        return sum(int(tracked.module.dmf.fusion.skipped) for tracked in self._tracked)
+            means = table.tail(runner.log_processor.window_size).mean()
+            for column, value in table.iloc[-1].items():
+                # LoggerHook prints all scalars, and averages those with 'loss' in their names
+                name = f"{tag}/{column}".replace("loss", "term")
+                if column == "gamma" or column.startswith("weight_"):
+                    runner.message_hub.update_scalar(f"train/{name}", value)
+                elif not math.isnan(value):  # no auxiliary loss
+                    others[name] = float(means[column])
+        runner.visualizer.add_scalars(others, step=runner.iter + 1)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        checkpoint[CHECKPOINT_KEY] = {tracked.path: tracked.state for tracked in self._tracked}
+        checkpoint[CHECKPOINT_KEY] = {
+            path: module.loss.state_dict_dmf() for path, module in self._losses.items()
+        }
+        checkpoint["message_hub"] = to_plain(checkpoint["message_hub"])
         self._flush(runner)
-        self._draw(runner)
+        self._draw()
 
     def after_train(self, runner: Runner) -> None:
-        self._draw(runner)
+        self._draw()
 
-    @master_only
-    def _draw(self, runner: Runner) -> None:
-        for tracked in self._tracked:
-            if not tracked.log.steps:
-                continue
-            try:
-                plot_dynamics(tracked.log.path, tracked.picture)
-            except Exception as error:  # no picture is worth a training of days
-                runner.logger.warning(f"{tracked.picture.name} was not drawn: {error!r}")
+    def _draw(self) -> None:
+        for recorder in self._recorders.values():
+            recorder.draw()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        allow_log()
-        if not runner._resume:  # load_from starts a new training from old network weights
+        from_plain(checkpoint.get("message_hub"))
+        if not runner._resume or self.resume == "afresh":  # load_from: network weights alone
             return
         states = checkpoint.get(CHECKPOINT_KEY)
         if not states:
             raise RuntimeError(
                 "the checkpoint to resume holds no DMF memory: it was written without DMFHook. To "
-                "start from its network weights with an empty memory use load_from without resume"
+                "start from its network weights with an empty memory use load_from without resume; "
+                "to take its optimizer and epoch too, DMF_RESUME=afresh"
             )
-        paths = [tracked.path for tracked in self._tracked]
-        if set(states) != set(paths):
+        losses = dict(dmf_losses(runner.model))  # FlexibleRunner loads ahead of before_run
+        if set(states) != set(losses):
             raise RuntimeError(
                 f"the checkpoint to resume has DMF memories for {sorted(states)}, the model for "
-                f"{sorted(paths)}; use the config it was trained with"
+                f"{sorted(losses)}; use the config it was trained with, or DMF_RESUME=afresh"
             )
-        for tracked in self._tracked:
+        for path, module in losses.items():
             try:
-                tracked.module.dmf.fusion.load_state_dict_dmf(states[tracked.path])
+                module.loss.load_state_dict_dmf(states[path], self.resume)
             except ValueError as error:
-                raise RuntimeError(f"cannot resume {tracked.path}: {error}") from error
+                raise RuntimeError(f"cannot resume {path}: {error}. {_ADVICE}") from error
 
 
-def dmf_losses(model: Any) -> Iterator[tuple[str, DMFLoss]]:
+def dmf_losses(model: Any) -> Iterator[tuple[str, MMSegDMFLoss]]:
     """Every DMFLoss of a model (wrapped or not) with its dotted path."""
     plain = model.module if is_model_wrapper(model) else model
     for path, module in plain.named_modules():
-        if isinstance(module, DMFLoss):
+        if isinstance(module, MMSegDMFLoss):
             yield path, module
+
+
+def head_of(path: str) -> str:
+    """Name of a loss in logs: its path without ``loss_decode``."""
+    return path.replace(".loss_decode", "")
+
+
+def check(runner: Runner, losses: dict[str, MMSegDMFLoss]) -> None:
+    """Raise ``RuntimeError`` for what would train wrongly or not at all."""
+    if sum(isinstance(hook, DMFHook) for hook in runner.hooks) > 1:
+        raise RuntimeError("DMFHook is registered twice; leave one of them in custom_hooks")
+    if not losses:
+        raise RuntimeError(
+            "DMFHook found no DMFLoss in the model; set loss_decode=dict(type='DMFLoss') in a head, "
+            "or remove the hook. Heads that assign masks to queries (Mask2Former, MaskFormer) have no "
+            "loss per pixel that it could replace; docs/mmseg.md says what holds for every head"
+        )
+    classes = (getattr(runner.train_dataloader.dataset, "metainfo", None) or {}).get("classes")
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    for path, module in losses.items():
+        number = getattr(
+            model.get_submodule(path.partition(".loss_decode")[0]), "num_classes", None
+        )
+        # auxiliary heads may have labels of their own, such as boundaries
+        if classes and number and path.startswith("decode_head") and number != len(classes):
+            raise RuntimeError(
+                f"{head_of(path)} has num_classes={number}, but the data set {len(classes)} classes "
+                f"({', '.join(classes)}): set model.decode_head.num_classes={len(classes)}"
+            )
+        learned = {id(parameter) for parameter in module.parameters()}
+        optimizer = runner.optim_wrapper.optimizer
+        for group in optimizer.param_groups:
+            rate = group.get("initial_lr", group["lr"]) / optimizer.defaults["lr"]
+            if learned & {id(p) for p in group["params"]} and (rate != 1 or group["weight_decay"]):
+                runner.logger.warning(
+                    f"the learned weights of {path} have {rate:g} times the learning rate and weight "
+                    f"decay {group['weight_decay']:g}; add to optim_wrapper.paramwise_cfg: "
+                    "custom_keys=dict(log_variance=dict(lr_mult=1., decay_mult=0.))"
+                )
+
+
+def _tell(log: Any, name: str, text: str) -> None:
+    log(f"{name}: {text}" if name else text)

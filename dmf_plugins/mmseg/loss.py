@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from mmengine.logging import MessageHub
 from mmseg.registry import MODELS
 from torch import Tensor, nn
@@ -16,36 +17,41 @@ from dmf_plugins.losses import DMFLoss as PlainDMFLoss
 from dmf_plugins.registry import did_you_mean
 
 HOOK_ADVICE = "add custom_hooks=[dict(type='DMFHook')] to the config"
-# what a config's CrossEntropyLoss leaves behind when a dict is merged over it
-_LEFTOVERS = {"class_weight", "reduction", "use_mask", "avg_non_ignore", "thresh", "min_kept"}
+# options of mmseg's losses, which a dict merged over a base config's loss leaves behind
+_LEFTOVERS = {"activate", "alpha", "avg_non_ignore", "beta", "class_weight", "classes", "eps"}
+_LEFTOVERS |= {"gamma", "ignore_label", "loss_type", "min_kept", "naive_dice", "per_image"}
+_LEFTOVERS |= {"reduction", "thres", "thresh", "use_mask"}
 
 
 class RegisteredTerm(nn.Module):
-    """A loss of mmseg's own registry as a term; takes the ignore_index of the head."""
+    """A loss of mmseg's own registry as a term; gets the labels and ignore_index of the head."""
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         super().__init__()
         self.module = MODELS.build(dict(spec))
-        self.name = str(spec["type"]).rpartition(".")[2]
+        self.name = type(self.module).__name__
+        self.settings = {key: value for key, value in spec.items() if key != "type"}
         parameters = inspect.signature(self.module.forward).parameters
         self._takes_ignore = "ignore_index" in parameters or any(
             p.kind is p.VAR_KEYWORD for p in parameters.values()
         )
+        self.labels: Tensor | None = None
         self.ignore_index: int | None = None
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        labels = target if self.labels is None else self.labels
         if self._takes_ignore and self.ignore_index is not None:
-            return self.module(logits, target, ignore_index=self.ignore_index)
-        return self.module(logits, target)
+            return self.module(logits, labels, ignore_index=self.ignore_index)
+        return self.module(logits, labels)
 
 
-@MODELS.register_module()
-class DMFLoss(nn.Module):
-    """Dynamic Memory Fusion as the ``loss_decode`` of any MMSegmentation head.
+@MODELS.register_module(name="DMFLoss")
+class MMSegDMFLoss(nn.Module):
+    """Dynamic Memory Fusion as the ``loss_decode`` of any MMSegmentation head, type ``DMFLoss``.
 
     Each head has an instance, hence a memory, of its own. Needs ``DMFHook`` in ``custom_hooks``,
-    which puts the memory into checkpoints and the weights into the log. With gradient accumulation
-    every micro-batch is one record.
+    which puts the memory into checkpoints, the weights into the log, and makes one step of all the
+    calls between two updates of the optimizer.
 
     Args:
         losses: base terms: names from :data:`dmf_plugins.LOSSES`, dicts ``dict(type=name, ...)``
@@ -55,8 +61,8 @@ class DMFLoss(nn.Module):
         weighting: rule, see :class:`dmf_plugins.DMFConfig`.
         loss_weight: factor of the total, as for mmseg's losses (0.4 is usual for auxiliary heads).
         loss_name: key in the log; must begin with ``loss_`` to be part of the objective.
-        use_sigmoid: True reads several channels as independent; None or False decides by the number
-            of channels (one channel is always binary).
+        use_sigmoid: True reads several channels as independent, each class against the rest; None
+            or False decides by the number of channels (one channel is always binary).
         **options: further options of :class:`dmf_plugins.DMFLoss`.
 
     Shape:
@@ -91,21 +97,29 @@ class DMFLoss(nn.Module):
             )
         if use_sigmoid:
             options["mode"] = "sigmoid"
-        self.dmf = PlainDMFLoss(
-            [resolve(spec) for spec in losses],
-            None if auxiliary is None else resolve(auxiliary),
-            weighting,
-            **options,
-        )
+        terms = losses if isinstance(losses, (str, Mapping)) else [resolve(s) for s in losses]
+        auxiliary = resolve(auxiliary) if auxiliary else auxiliary
+        self.loss = PlainDMFLoss(terms, auxiliary, weighting, **options)
+        self._registered = [m for m in self.modules() if isinstance(m, RegisteredTerm)]
         self.loss_weight = loss_weight
         self._loss_name = loss_name
         self.hooked = False
+        self.calls = 0
         self._first_iter: int | None = None
 
     @property
     def loss_name(self) -> str:
         """Key of the total in the head's losses."""
         return self._loss_name
+
+    @property
+    def dmf(self) -> PlainDMFLoss:
+        """Earlier name of :attr:`loss`."""
+        return self.loss
+
+    def begin_step(self) -> None:
+        """What is called from here on is one step, until the next :meth:`begin_step`."""
+        self.calls = 0
 
     def forward(
         self,
@@ -126,19 +140,29 @@ class DMFLoss(nn.Module):
         unsupported = sorted(key for key, value in kwargs.items() if value is not None)
         if unsupported:
             raise NotImplementedError(
-                f"DMFLoss gives one number a batch and cannot honour {', '.join(unsupported)}; "
+                f"DMFLoss gives one number per batch and cannot honour {', '.join(unsupported)}; "
                 "with OHEMPixelSampler set thresh, or drop the sampler"
             )
+        if weight is not None:
+            ignore_index = 255 if ignore_index is None else ignore_index
+            seg_label = torch.where(weight > 0, seg_label, ignore_index)
+        mask = None if ignore_index is None else (seg_label != ignore_index)[:, None]
+        for term in self._registered:
+            term.labels, term.ignore_index = seg_label, ignore_index
         if self.training and not self.hooked:
             self._require_hook()
-        mask = None if ignore_index is None else (seg_label != ignore_index)[:, None]
-        if weight is not None:
-            sampled = (weight > 0)[:, None]
-            mask = sampled if mask is None else mask & sampled
-        for term in self.modules():
-            if isinstance(term, RegisteredTerm):
-                term.ignore_index = ignore_index
-        return self.loss_weight * self.dmf(seg_logits, seg_label, mask)
+        amend = self.training and self.hooked and self.calls > 0
+        total = self.loss(seg_logits, self._target(seg_logits, seg_label), mask, amend=amend)
+        self.calls += self.training
+        return self.loss_weight * total
+
+    def _target(self, logits: Tensor, label: Tensor) -> Tensor:
+        """The label, or one channel per class where the channels are independent."""
+        channels = logits.shape[1]
+        if self.loss.mode != "sigmoid" or channels == 1:
+            return label
+        classes = torch.arange(channels, device=label.device)
+        return label[:, None] == classes.view(-1, *[1] * (label.ndim - 1))
 
     def _require_hook(self) -> None:
         """Raise if a Runner drives the training (its iteration moves) and no hook has claimed us."""
@@ -151,15 +175,19 @@ class DMFLoss(nn.Module):
             )
 
 
+DMFLoss = MMSegDMFLoss
+
+
 def resolve(spec: LossSpec) -> LossSpec:
-    """Our own terms unchanged, losses of mmseg's registry built."""
-    if callable(spec):
+    """Our own terms unchanged (by name, where given as a class), losses of mmseg's registry built."""
+    if not isinstance(spec, (str, Mapping)):
         return spec
     options = {"type": spec} if isinstance(spec, str) else dict(spec)
-    name = options.get("type")
+    kind = options.get("type")
+    name = next((name for name, entry in LOSSES.items() if kind is entry), kind)
     if name is None or name in LOSSES:
-        return spec
-    if MODELS.get(name) is None:
+        return {**options, "type": name} if isinstance(kind, type) else spec
+    if not isinstance(kind, type) and MODELS.get(str(kind)) is None:
         known = [*LOSSES, *(key for key in MODELS.module_dict if key.endswith("Loss"))]
-        raise KeyError(f"unknown loss {name!r}: {did_you_mean(str(name), known)}")
+        raise KeyError(f"unknown loss {kind!r}: {did_you_mean(str(kind), known)}")
     return RegisteredTerm(options)

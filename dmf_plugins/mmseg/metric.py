@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
+from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
+from prettytable import PrettyTable
+from torch import Tensor
 
 from dmf_plugins.metrics import confusion_counts, metrics_from_counts
 
 
 @METRICS.register_module()
-class DMFMetric(BaseMetric):
-    """Overlap scores in percent, under both conventions.
+class DMFMetric(IoUMetric):
+    """Overlap scores in percent, under both conventions, and a table per class.
 
     ``lesion_*``: foreground classes, per image, mean over images; an image without lesion that is
     predicted empty is left out. ``paper_*``: all classes including background, counts pooled over
@@ -22,27 +24,29 @@ class DMFMetric(BaseMetric):
     ``accuracy`` and ``cb_dice`` (pooled). Use e.g. ``save_best='lesion_dice', rule='greater'``.
 
     Args:
-        ignore_index: label left out.
-        **kwargs: ``collect_device`` and ``prefix`` of mmengine's ``BaseMetric``.
+        ignore_index, output_dir, format_only, collect_device, prefix: of mmseg's ``IoUMetric``;
+            ``output_dir`` receives the predictions as PNG label maps, which ``dmf evaluate`` reads.
     """
 
-    def __init__(self, ignore_index: int = 255, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.ignore_index = ignore_index
-
-    def process(self, data_batch: dict[str, Any], data_samples: Sequence[dict[str, Any]]) -> None:
-        classes = len(self.dataset_meta["classes"])
-        for sample in data_samples:
-            pred, target = (
-                sample[key]["data"].squeeze().cpu().numpy()
-                for key in ("pred_sem_seg", "gt_sem_seg")
-            )
-            self.results.append(confusion_counts(pred, target, classes, self.ignore_index))
+    @staticmethod
+    def intersect_and_union(
+        pred_label: Tensor, label: Tensor, num_classes: int, ignore_index: int
+    ) -> Any:
+        """What ``IoUMetric`` keeps of an image; here its confusion matrix."""
+        pred, target = (labels.cpu().numpy() for labels in (pred_label, label))
+        return confusion_counts(pred, target, num_classes, ignore_index)
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        if self.format_only:
+            return super().compute_metrics(results)
         images = metrics_from_counts(results)
         pooled = metrics_from_counts([np.sum(results, axis=0)])
+        table = PrettyTable()
+        table.add_column("Class", list(self.dataset_meta["classes"]))
+        for name, values in pooled.per_class.items():
+            table.add_column(name, [f"{100 * value:.2f}" for value in values])
+        print_log(f"per class, pooled over the data set:\n{table}", logger="current")
         scores = {f"lesion_{name}": value for name, value in images.lesion.items()}
         scores |= {f"paper_{name}": value for name, value in pooled.paper.items()}
         scores |= {"accuracy": pooled.accuracy, "cb_dice": pooled.cb_dice}
-        return {name: round(100 * value, 2) for name, value in scores.items()}
+        return {name: round(100 * float(value), 2) for name, value in scores.items()}

@@ -1,0 +1,161 @@
+"""``dmf export`` of a training with MMSegmentation."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dmf_plugins.errors import DataError, DMFError, UsageError
+
+from .support import CONFIGS, Config
+
+# isort: split
+from mmseg.models.losses import LovaszLoss
+
+import dmf_plugins.mmseg as plugin
+from dmf_plugins.mmseg.export import export_mmseg, plain_config
+
+
+@pytest.mark.slow
+def test_an_exported_model_predicts_the_same_without_the_plugin(trained, data, tmp_path):
+    dumped = next(trained.glob("*.py"))  # by mmengine
+    exported = export_mmseg(trained, tmp_path / "exported")
+    with pytest.raises(UsageError, match="--overwrite"):
+        export_mmseg(trained, exported)
+    best = next(trained.glob("best_*.pth"))
+    image = next((data / "BUSI/img_dir/test").iterdir())
+    (tmp_path / "block" / "dmf_plugins").mkdir(parents=True)
+    (tmp_path / "block" / "dmf_plugins" / "__init__.py").write_text("raise ImportError")
+    code = (
+        "import sys, torch\n"
+        "from mmseg.apis import inference_model, init_model\n"
+        "model = init_model(sys.argv[1], sys.argv[2], device='cpu')\n"
+        "torch.save(inference_model(model, sys.argv[3]).seg_logits.data, sys.argv[4])\n"
+    )
+    logits = []
+    runs = (
+        (dumped, best),
+        (exported / "config.py", exported / "model.pth"),
+    )
+    for number, (config_path, checkpoint) in enumerate(runs):
+        out = tmp_path / f"{number}.pt"
+        environment = {**os.environ, **({"PYTHONPATH": str(tmp_path / "block")} if number else {})}
+        subprocess.run(
+            [sys.executable, "-c", code, config_path, checkpoint, image, out],
+            env=environment, cwd=tmp_path, check=True, capture_output=True,
+        )  # fmt: skip
+        logits.append(torch.load(out, weights_only=True))
+    assert torch.equal(*logits)
+    # and the config still trains and tests, with stock parts
+    stock = Config.fromfile(exported / "config.py")
+    assert "dmf" not in stock.pretty_text.lower().replace(str(tmp_path).lower(), "").replace(
+        str(data).lower(), ""
+    )
+    test = (
+        "import sys; from mmengine.config import Config; from mmengine.runner import Runner\n"
+        "cfg = Config.fromfile(sys.argv[1]); cfg.load_from, cfg.work_dir = sys.argv[2:]\n"
+        "assert Runner.from_cfg(cfg).test()['mDice'] >= 0\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", test, exported / "config.py", exported / "model.pth", tmp_path / "t"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "block")}, cwd=tmp_path, check=True,
+        capture_output=True,
+    )  # fmt: skip
+
+
+def test_what_cannot_be_exported_is_refused_by_name(tmp_path):
+    cfg = Config(dict(test_pipeline=[dict(type="BilateralFilter")]))
+    with pytest.raises(UsageError, match="BilateralFilter"):
+        plain_config(cfg, {})
+    with pytest.raises(DataError, match=r"no single config.*--config"):
+        export_mmseg(tmp_path, tmp_path / "out")
+    (tmp_path / "c.py").write_text("a = 1")
+    with pytest.raises(DataError, match=r"--checkpoint"):
+        export_mmseg(tmp_path, tmp_path / "out")
+    (tmp_path / "best_x.pth").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"best_x\.pth is damaged"):
+        export_mmseg(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_of_ours_is_left_however_it_was_written():
+    hooks = [dict(type=kind) for kind in ("mmseg.DMFHook", plugin.DMFHook, "EpochSeedHook")]
+    evaluators = [dict(type="mmseg.DMFMetric"), dict(type=plugin.DMFMetric, prefix="x")]
+    monitor = dict(type="EarlyStoppingHook", monitor="x/lesion_dice")
+    cfg = Config(
+        dict(
+            dmf_loss=dict(type="DMFLoss"),
+            dataset_type="BreastUltrasoundDataset",
+            loaders=[dict(dataset=dict(type="mmseg.BreastUltrasoundDataset"))],
+            train_pipeline=[dict(type="LoadImageFromFile")],
+            model=dict(
+                decode_head=dict(
+                    loss_decode=[
+                        dict(type="mmseg.DMFLoss", loss_name="loss_a", loss_weight=0.4),
+                        dict(type=LovaszLoss, reduction="none"),
+                    ]
+                ),
+                auxiliary_head=dict(out_channels=1, loss_decode=dict(type=plugin.DMFLoss)),
+            ),
+            train_dataloader=dict(
+                dataset=dict(
+                    type="RepeatDataset",
+                    dataset=dict(type=plugin.BreastUltrasoundDataset, labels="lesion"),
+                )
+            ),
+            val_evaluator=evaluators,
+            custom_imports=dict(imports=["dmf_plugins.mmseg", "json"]),
+            custom_hooks=[*hooks, monitor],
+            default_hooks=dict(
+                dmf=dict(type="DMFHook"),
+                checkpoint=dict(type="CheckpointHook", save_best=["paper_dice", "lesion_iou"]),
+            ),
+        )
+    )
+    plain = plain_config(cfg, dict(classes=("background", "lesion")))
+    text = plain.pretty_text.lower()
+    for word in ("dmf", "breast", "lesion_", "paper_", "epochseed"):
+        assert word not in text, text
+    first, lovasz = plain.model.decode_head.loss_decode
+    assert first == dict(
+        type="CrossEntropyLoss", use_sigmoid=False, loss_name="loss_a", loss_weight=0.4
+    )
+    assert lovasz.type is LovaszLoss
+    assert plain.model.auxiliary_head.loss_decode.use_sigmoid
+    assert plain.train_dataloader.dataset.dataset.metainfo.classes == ("background", "lesion")
+    assert plain.default_hooks.checkpoint.save_best == ["mDice"]
+    assert plain.custom_hooks == [dict(type="EarlyStoppingHook", monitor="x/mDice")]
+    assert plain.custom_imports.imports == ["json"]
+    assert plain.train_pipeline
+
+
+def test_our_metric_beside_stocks_becomes_a_part_of_it():
+    evaluators = [dict(type="IoUMetric"), dict(type="DMFMetric")]
+    cfg = plain_config(Config(dict(val_evaluator=evaluators)), {})
+    assert cfg.val_evaluator == [dict(type="IoUMetric", iou_metrics=["mIoU", "mDice"])]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_shipped_config_can_be_exported(path):
+    text = plain_config(Config.fromfile(path), {}).pretty_text
+    assert not any(name in text for name in (*plugin.__all__, "dmf_", "lesion_dice"))
+
+
+@pytest.mark.slow
+def test_a_result_that_needs_this_package_is_not_written(trained, tmp_path):
+    cfg = Config.fromfile(next(trained.glob("*.py")))
+    # a module of ours under a name that nobody could know
+    (tmp_path / "wrapper.py").write_text("import dmf_plugins.mmseg\n")
+    cfg.custom_imports = dict(imports=["wrapper"])
+    cfg.dump(str(tmp_path / "c.py"))
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", path)
+        patch.syspath_prepend(tmp_path)
+        with pytest.raises(DMFError, match=r"(?s)nothing was written.*wrapper"):
+            export_mmseg(trained, tmp_path / "out", config=tmp_path / "c.py")
+    assert not (tmp_path / "out").exists()

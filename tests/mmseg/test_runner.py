@@ -1,0 +1,322 @@
+"""MMSegmentation with real Runners: steps, logs, hooks, tools, several processes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ..conftest import free_port
+from .support import TINY, TOOLS, log_text, loss_of, run, scalars, table, train
+
+# isort: split
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
+
+import dmf_plugins.mmseg as plugin
+
+
+@pytest.mark.slow
+def test_training_logs_saves_and_evaluates(config):
+    cfg = config(**{"default_hooks.logger.interval": 2, "log_processor.window_size": 2})
+    cfg.model.decode_head.loss_decode.loss_weight = 0.5
+    runner = train(cfg)
+    log = table(cfg)
+    assert log["step"].tolist() == list(range(12))
+    assert log["epoch"].tolist() == [epoch for epoch in range(4) for _ in range(3)]
+    assert log["weight_ce"].nunique() > 5
+    assert (Path(cfg.work_dir) / "dmf_dynamics.png").stat().st_size > 10_000
+    logged = scalars(cfg)
+    keys = {key for row in logged for key in row}
+    assert {"dmf/weight_ce", "dmf/value_dice", "dmf/gamma", "dmf/auxiliary", "lesion_dice"} <= keys
+    assert not any("loss" in key for key in keys if "dmf/" in key)
+    # LoggerHook prints weights and gamma; backends get the rest too
+    steps = [row for row in logged if "dmf/weight_ce" in row]
+    others = [row for row in logged if "dmf/total" in row and row["step"] % 3 == 2]
+    assert steps[0].keys() & others[0].keys() == {"step"}
+    lines = [line for line in log_text(cfg).splitlines() if "Epoch(train)" in line]
+    assert all("dmf/gamma" in line and "dmf/value_ce" not in line for line in lines)
+    assert max(map(len, lines)) < 300
+    np.testing.assert_allclose(
+        [r["dmf/weight_ce"] for r in steps], log["weight_ce"][1::3], rtol=1e-4
+    )
+    # means of two iterations, the window, as for mmengine's own loss; nothing else is summed into it
+    np.testing.assert_allclose(
+        [r["dmf/total"] for r in others], [r["loss"] for r in steps], rtol=1e-4
+    )
+    means = log["total"].to_numpy().reshape(4, 3)[:, :2].mean(axis=1)
+    np.testing.assert_allclose([r["loss"] for r in steps], means, rtol=1e-3)
+    checkpoint = torch.load(Path(cfg.work_dir) / "epoch_4.pth", weights_only=True)
+    assert checkpoint["dmf"]["decode_head.loss_decode"]["step"] == 12
+    assert not any("dmf" in key or "loss" in key for key in checkpoint["state_dict"])
+    assert loss_of(runner).loss.fusion.step == 12
+    assert "DMF: variance weights of ce, iou, dice from the last 8 steps" in log_text(cfg)
+
+
+@pytest.mark.slow
+def test_learned_weights_are_in_the_optimizer_the_log_and_the_checkpoint(config):
+    loss = "model.decode_head.loss_decode"
+    whole = config("whole", **{f"{loss}.weighting": "uncertainty", "train_cfg.max_epochs": 2})
+    runner = train(whole)
+    learned = loss_of(runner).loss.fusion.rule.log_variance.detach()
+    assert (learned != 0).all()  # Adam moved every one
+    log = table(whole)
+    torch.testing.assert_close(
+        torch.tensor(log[["weight_ce", "weight_iou", "weight_dice"]].to_numpy()[0]).float(),
+        torch.full((3,), 1 / 3),
+    )
+    assert log["weight_ce"].nunique() > 3
+    checkpoint = torch.load(Path(whole.work_dir) / "epoch_1.pth", weights_only=True)
+    assert not torch.equal(checkpoint["dmf"]["decode_head.loss_decode"]["log_variance"], learned)
+    resumed = config(
+        "resumed",
+        **{f"{loss}.weighting": "uncertainty", "train_cfg.max_epochs": 1},
+        resume=True,
+        load_from=str(Path(whole.work_dir) / "epoch_1.pth"),
+    )
+    again = loss_of(train(resumed)).loss.fusion.rule.log_variance.detach()
+    assert torch.equal(again, checkpoint["dmf"]["decode_head.loss_decode"]["log_variance"])
+
+
+def test_the_mmseg_side_never_imports_nnunet():
+    code = "import sys, dmf_plugins.mmseg; assert 'nnunetv2' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.slow
+def test_hook_without_loss_and_loss_without_hook(config):
+    with pytest.raises(RuntimeError, match=r"custom_hooks=\[dict\(type='DMFHook'\)\]"):
+        train(config("a", custom_hooks=[]))
+    cfg = config("b")
+    cfg.model.decode_head.loss_decode = dict(type="CrossEntropyLoss")
+    with pytest.raises(RuntimeError, match="DMFHook found no DMFLoss"):
+        train(cfg)
+
+
+@pytest.mark.slow
+def test_two_heads_have_memories_of_their_own(config):
+    head = dict(
+        type="FCNHead", in_channels=8, in_index=3, channels=4, num_convs=1, concat_input=False,
+        num_classes=2, align_corners=False,
+        loss_decode=dict(type="DMFLoss", losses=["ce", "dice"], auxiliary=None, loss_weight=0.4),
+    )  # fmt: skip
+    cfg = config(**{"train_cfg.max_epochs": 1})
+    cfg.model.auxiliary_head = head
+    runner = train(cfg)
+    assert runner.model.auxiliary_head.loss_decode.loss.names == ("ce", "dice")
+    keys = {key for row in scalars(cfg) for key in row}
+    assert {"dmf/decode_head/weight_iou", "dmf/auxiliary_head/weight_dice"} <= keys
+    assert not any("loss" in key for key in keys if "dmf/" in key)
+    checkpoint = torch.load(Path(cfg.work_dir) / "epoch_1.pth", weights_only=True)
+    assert set(checkpoint["dmf"]) == {"decode_head.loss_decode", "auxiliary_head.loss_decode"}
+    assert (
+        len(table(cfg, "dmf_decode_head_log.csv"))
+        == len(table(cfg, "dmf_auxiliary_head_log.csv"))
+        == 3
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("update_buffers", [True, False])
+def test_ema_does_not_touch_the_memory(config, update_buffers):
+    changes = {"train_cfg.max_epochs": 2, "train_cfg.val_interval": 1}
+    plain = config("plain", **changes)
+    a = loss_of(train(plain)).loss.fusion.state_dict_dmf()
+    hook = dict(type="EMAHook", update_buffers=update_buffers)
+    cfg = config("ema", **changes)
+    cfg.custom_hooks = [*cfg.custom_hooks, hook]
+    runner = train(cfg)
+    b = loss_of(runner).loss.fusion.state_dict_dmf()
+    assert all(torch.equal(v, b[k]) for k, v in a.items() if torch.is_tensor(v))
+    saved = torch.load(Path(cfg.work_dir) / "epoch_2.pth", weights_only=True)
+    assert torch.equal(saved["dmf"]["decode_head.loss_decode"]["weights"], a["weights"])
+    resumed = config("ema", resume=True, **{**changes, "train_cfg.max_epochs": 3})
+    resumed.custom_hooks = cfg.custom_hooks
+    assert loss_of(train(resumed)).loss.fusion.step == 9
+
+
+KNET_UPDATE = dict(
+    type="KernelUpdateHead", num_classes=2, num_heads=2, feedforward_channels=8, in_channels=4,
+    out_channels=4, conv_kernel_size=1,
+    feat_transform_cfg=dict(conv_cfg=dict(type="Conv2d"), act_cfg=None),
+    kernel_updator_cfg=dict(
+        type="KernelUpdator", in_channels=4, feat_channels=4, out_channels=4,
+        act_cfg=dict(type="ReLU"), norm_cfg=dict(type="LN"),
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["DAHead", "IterativeDecodeHead"])
+def test_a_head_with_several_calls_makes_one_record_per_iteration(config, head):
+    """DANet calls its loss three times per iteration, K-Net four times."""
+    cfg = config(**{"train_cfg.max_epochs": 2, "default_hooks.checkpoint.interval": 2})
+    plain = cfg.model.decode_head
+    if head == "DAHead":
+        cfg.model.decode_head = dict(type=head, pam_channels=2, **{
+            k: plain[k] for k in ("in_channels", "in_index", "channels", "num_classes", "loss_decode")
+        })  # fmt: skip
+    else:
+        plain.num_convs = 1
+        cfg.model.decode_head = dict(
+            type=head,
+            num_stages=3,
+            kernel_update_head=[KNET_UPDATE] * 3,
+            kernel_generate_head=plain,
+        )
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = (
+            None  # as in stock, it has no num_classes
+        )
+    runner = train(cfg)
+    log = table(cfg)
+    assert len(log) == 6
+    (loss,) = [m for m in runner.model.modules() if isinstance(m, plugin.DMFLoss)]
+    assert loss.loss.fusion.step == 6
+    assert log["gamma"].nunique() == 1  # decay_interval has not passed
+    logged = [row["loss"] for row in scalars(cfg) if "loss" in row]
+    np.testing.assert_allclose(log["total"], logged, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_accumulated_micro_batches_are_one_record(config):
+    cfg = config(**{"train_cfg.max_epochs": 2, "optim_wrapper.accumulative_counts": 2})
+    runner = train(cfg)
+    assert loss_of(runner).loss.fusion.step == 3  # six iterations
+    log = table(cfg)
+    assert log["step"].tolist() == [0, 1, 2]
+    # the second step began in the first epoch
+    assert log["epoch"].tolist() == [0, 1, 1]
+    logged = np.array([row["loss"] for row in scalars(cfg) if "loss" in row])
+    np.testing.assert_allclose(log["total"], logged.reshape(3, 2).mean(axis=1), rtol=1e-3)
+    again = config(
+        resume=True, **{"train_cfg.max_epochs": 3, "optim_wrapper.accumulative_counts": 2}
+    )
+    train(again)
+    assert table(again)["step"].tolist() == [0, 1, 2, 3, 4]  # the last iteration updates
+
+
+@pytest.mark.slow
+def test_mixed_precision_trains(config):
+    class CpuAmp(OptimWrapper):  # mmengine's AmpOptimWrapper wants an accelerator
+        @contextmanager
+        def optim_context(self, model):
+            with super().optim_context(model), torch.autocast("cpu", torch.bfloat16):
+                yield
+
+    OPTIM_WRAPPERS.register_module(module=CpuAmp, name="CpuAmp", force=True)
+    amp = config("b", **{"train_cfg.max_epochs": 2, "optim_wrapper.type": "CpuAmp"})
+    runner = train(amp)
+    assert np.isfinite(table(amp)["total"]).all()
+    assert loss_of(runner).loss.fusion.skipped == 0
+
+
+@pytest.mark.slow
+def test_what_would_train_wrongly_is_refused_before_it_begins(config):
+    with pytest.raises(RuntimeError, match=r"num_classes=3, but the data set 2 classes"):
+        train(config("a", **{"model.decode_head.num_classes": 3}))
+    twice = config("b")
+    twice.custom_hooks = [*twice.custom_hooks, dict(type="mmseg.DMFHook")]
+    with pytest.raises(RuntimeError, match="DMFHook is registered twice"):
+        train(twice)
+
+
+@pytest.mark.slow
+def test_learned_weights_with_the_heads_rates_are_warned_of(config):
+    cfg = config(**{"train_cfg.max_epochs": 1})
+    cfg.model.decode_head.loss_decode.weighting = "uncertainty"
+    keys = dict(head=dict(lr_mult=10.0))
+    cfg.optim_wrapper.paramwise_cfg = dict(custom_keys=keys)
+    train(cfg)
+    assert "have 10 times the learning rate" in log_text(cfg)
+    cfg = config("b", **{"train_cfg.max_epochs": 1})
+    cfg.model.decode_head.loss_decode.weighting = "uncertainty"
+    keys["log_variance"] = dict(lr_mult=1.0, decay_mult=0.0)
+    cfg.optim_wrapper.paramwise_cfg = dict(custom_keys=keys)
+    train(cfg)
+    assert "times the learning rate" not in log_text(cfg)
+
+
+# ---------------------------------------------------------------- shipped tools and configs
+
+
+@pytest.mark.slow
+def test_tools_train_resume_and_test(data, tmp_path):
+    shutil.copy(TINY, tmp_path / "mine.py")
+    options = {"cwd": tmp_path, "DMF_TEST_DATA": str(data)}
+    base = (TOOLS / "train.py", "mine.py", "--work-dir", "w")
+    run(*base, "--cfg-options", "train_cfg.max_epochs=1", **options)
+    more = ("train_cfg.max_epochs=2", "train_cfg.val_interval=2")
+    changed = ("--cfg-options", *more, "model.decode_head.loss_decode.gamma0=7.0")
+    refused = run(*base, "--resume", *changed, check=False, **options)
+    assert "gamma0" in refused
+    assert "custom_hooks.0.resume=new" in refused
+    run(*base, "--resume", *changed, "custom_hooks.0.resume=new", **options)
+    assert len(pd.read_csv(tmp_path / "w/dmf_log.csv")) == 6
+    best = next((tmp_path / "w").glob("best_*.pth"))
+    test = (TOOLS / "test.py", "mine.py", best, "--work-dir", "t")
+    plain = run(*test, "--out", "predictions", **options)
+    assert "lesion_dice:" in plain
+    truth = data / "BUSI/ann_dir/test"
+    assert {p.name for p in (tmp_path / "predictions").iterdir()} == {
+        p.name for p in truth.iterdir()
+    }
+    report = ("--labels", "lesion=1", "--out", "report")
+    run("-m", "dmf_plugins", "evaluate", "predictions", truth, *report, **options)
+    assert (tmp_path / "report/summary.md").exists()
+    assert "lesion_dice:" in run(*test, "--tta", **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_gloo_ranks_have_the_same_weights(world, data, tmp_path):
+    """In one go, and when two ranks join by resuming what ``world`` ranks began."""
+    (tmp_path / "mine.py").write_text(
+        f"_base_ = {str(TINY)!r}\n"
+        "custom_imports = dict(imports=['dmf_plugins.mmseg', 'dmf_plugins.mmseg.gloo'])\n"
+        "model_wrapper_cfg = dict(\n"
+        "    type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)\n"
+        "train_dataloader = dict(batch_size=2)\n"
+    )
+    script = tmp_path / "go.py"
+    script.write_text(
+        "import os, sys, torch\n"
+        "from mmengine.config import Config\n"
+        "from mmengine.runner import Runner\n"
+        "cfg = Config.fromfile('mine.py'); cfg.work_dir = sys.argv[1]; cfg.launcher = 'pytorch'\n"
+        "cfg.resume, cfg.load_from = len(sys.argv) > 2, sys.argv[2] if len(sys.argv) > 2 else None\n"
+        "runner = Runner.from_cfg(cfg); runner.train()\n"
+        "state = runner.model.module.decode_head.loss_decode.loss.fusion.state_dict_dmf()\n"
+        "torch.save(state, f'{sys.argv[1]}/rank{os.environ[\"RANK\"]}.pth')\n"
+    )
+
+    def train(ranks: int, *arguments: str) -> dict:
+        run(
+            *("-m", "torch.distributed.run", "--nproc_per_node", ranks),
+            *("--master_port", free_port(), script, *arguments),
+            cwd=tmp_path, DMF_TEST_DATA=str(data), OMP_NUM_THREADS="1",
+        )  # fmt: skip
+        states = [
+            torch.load(tmp_path / arguments[0] / f"rank{r}.pth", weights_only=True)
+            for r in range(ranks)
+        ]
+        for state in states[1:]:
+            assert all(torch.equal(v, state[k]) for k, v in states[0].items() if torch.is_tensor(v))
+        assert states[0]["weights"].unique().numel() > 1
+        return states[0]
+
+    epoch = 12 // (2 * world)  # iterations: 12 images in whole batches of two over the ranks
+    whole = train(world, "whole")
+    assert whole["step"] == 4 * epoch
+    resumed = train(2, "resumed", "whole/epoch_2.pth")
+    steps = 2 * epoch + 2 * 3
+    assert resumed["step"] == steps
+    begun = torch.load(tmp_path / "whole" / "epoch_2.pth", weights_only=True)["dmf"]
+    history = begun["decode_head.loss_decode"]["history"]
+    assert torch.equal(resumed["history"][: len(history) - 6], history[6:])
