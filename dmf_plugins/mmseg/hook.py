@@ -58,7 +58,7 @@ class DMFHook(Hook):
         if interval is not None and interval < 1:
             raise ValueError(f"interval must be at least 1, got {interval}")
         self.interval = interval
-        self.resume = resume or os.environ.get("DMF_RESUME") or "same"
+        self.resume: Any = resume or os.environ.get("DMF_RESUME") or "same"
         if self.resume not in _RESUME:
             raise ValueError(
                 f"resume (or DMF_RESUME) must be one of {_RESUME}, got {self.resume!r}"
@@ -133,14 +133,15 @@ class DMFHook(Hook):
             if table.empty:
                 continue
             means = table.tail(runner.log_processor.window_size).mean()
-            for column, value in table.iloc[-1].items():
+            for column in table:
                 # LoggerHook prints all scalars, and averages those with 'loss' in their names
                 name = f"{tag}/{column}".replace("loss", "term")
-                if column == "gamma" or column.startswith("weight_"):
-                    runner.message_hub.update_scalar(f"train/{name}", value)
-                elif not math.isnan(value):  # no auxiliary loss
+                if str(column).startswith(("weight_", "gamma")):
+                    runner.message_hub.update_scalar(f"train/{name}", table[column].iloc[-1])
+                elif not math.isnan(means[column]):  # no auxiliary loss
                     others[name] = float(means[column])
-        runner.visualizer.add_scalars(others, step=runner.iter + 1)
+        if others:
+            runner.visualizer.add_scalars(others, step=runner.iter + 1)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         checkpoint[CHECKPOINT_KEY] = {

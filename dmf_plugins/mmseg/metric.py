@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
 from prettytable import PrettyTable
@@ -45,7 +45,9 @@ class DMFMetric(IoUMetric):
         table.add_column("Class", list(self.dataset_meta["classes"]))
         for name, values in pooled.per_class.items():
             table.add_column(name, [f"{100 * value:.2f}" for value in values])
-        print_log(f"per class, pooled over the data set:\n{table}", logger="current")
+        print_log(
+            f"per class, pooled over the data set:\n{table}", logger=MMLogger.get_current_instance()
+        )
         scores = {f"lesion_{name}": value for name, value in images.lesion.items()}
         scores |= {f"paper_{name}": value for name, value in pooled.paper.items()}
         scores |= {"accuracy": pooled.accuracy, "cb_dice": pooled.cb_dice}
