@@ -133,10 +133,10 @@ class DMFHook(Hook):
             if table.empty:
                 continue
             means = table.tail(runner.log_processor.window_size).mean()
-            for column in table:
+            for column in recorder.loss.columns:
                 # LoggerHook prints all scalars, and averages those with 'loss' in their names
                 name = f"{tag}/{column}".replace("loss", "term")
-                if str(column).startswith(("weight_", "gamma")):
+                if column.startswith(("weight_", "gamma")):
                     runner.message_hub.update_scalar(f"train/{name}", table[column].iloc[-1])
                 elif not math.isnan(means[column]):  # no auxiliary loss
                     others[name] = float(means[column])
