@@ -77,6 +77,7 @@ def export_mmseg(
     checkpoint = checkpoint or _only(work_dir, ["best_*.pth"], "best checkpoint", last=True)
     if lies_in(work_dir, output):
         raise UsageError(f"{output} holds the training itself; choose another folder")
+    check_target(output, "export", overwrite)
     content = load_from_local(str(checkpoint), "cpu")
     if not isinstance(content, dict) or "state_dict" not in content:
         raise DataError(f"{checkpoint} is no checkpoint of MMSegmentation: it has no state_dict")

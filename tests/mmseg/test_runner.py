@@ -13,8 +13,22 @@ import pandas as pd
 import pytest
 import torch
 
+from dmf_plugins.data import convert_dataset
+
 from ..conftest import free_port
-from .support import TINY, TOOLS, log_text, loss_of, run, scalars, table, train
+from .support import (
+    CONFIGS,
+    TINY,
+    TOOLS,
+    Config,
+    log_text,
+    loss_of,
+    run,
+    scalars,
+    table,
+    tiny_config,
+    train,
+)
 
 # isort: split
 from mmengine.optim import OptimWrapper
@@ -225,6 +239,20 @@ def test_what_would_train_wrongly_is_refused_before_it_begins(config):
     twice.custom_hooks = [*twice.custom_hooks, dict(type="mmseg.DMFHook")]
     with pytest.raises(RuntimeError, match="DMFHook is registered twice"):
         train(twice)
+
+
+@pytest.mark.slow
+def test_three_classes_are_one_setting(phantoms, tmp_path, monkeypatch):
+    options = {"size": (64, 64), "labels": "benign-malignant"}
+    convert_dataset("busi", phantoms, "mmseg", output=tmp_path, **options)
+    monkeypatch.setenv("DMF_TEST_DATA", str(tmp_path))
+    ready = Config.fromfile(CONFIGS / "unet_dmf_busi-3class-128x128.py")
+    classes = ready.model.decode_head.num_classes
+    changes = {"train_cfg.max_epochs": 1, "train_cfg.val_interval": 1}
+    cfg = tiny_config(tmp_path / "work", **changes, **{"model.decode_head.num_classes": classes})
+    train(cfg)
+    assert "malignant" in log_text(cfg)  # the table per class
+    assert any("lesion_dice" in row for row in scalars(cfg))
 
 
 @pytest.mark.slow
