@@ -22,7 +22,8 @@ from dmf_plugins.paths import lies_in
 
 CONFIG, CHECKPOINT = "config.py", "model.pth"
 _PLUGIN = "dmf_plugins"
-_OURS = set(mmseg.__all__)
+_FILTER = "BilateralFilter"
+_OURS = {*mmseg.__all__} - {_FILTER}  # the filter has no counterpart, all others go or are replaced
 _OUR_SCORE = re.compile(r"(^|/)((lesion|paper)_\w+|accuracy|cb_dice)$")
 _PLAIN_METRIC = {"type": "IoUMetric", "iou_metrics": ["mIoU", "mDice"]}
 # run with the result, in a process where nothing of ours can be imported
@@ -137,7 +138,7 @@ def _one_evaluator(several: list[Any]) -> list[Any]:
 def _plain_part(part: ConfigDict, dataset_meta: dict[str, Any]) -> None:
     """Replace one dict of a config by its stock counterpart, in place."""
     kind = _kind(part)
-    if kind == "BilateralFilter":
+    if kind == _FILTER:
         raise UsageError(
             "the pipeline has BilateralFilter, which exists here alone: convert or filter the "
             "images beforehand (dmf filter), take the step out of the config and export that"

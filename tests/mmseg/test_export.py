@@ -14,8 +14,6 @@ from dmf_plugins.errors import DataError, DMFError, UsageError
 from .support import CONFIGS, Config
 
 # isort: split
-from mmseg.models.losses import LovaszLoss
-
 import dmf_plugins.mmseg as plugin
 from dmf_plugins.mmseg.export import export_mmseg, plain_config
 
@@ -82,55 +80,64 @@ def test_what_cannot_be_exported_is_refused_by_name(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_of_ours_is_left_however_it_was_written():
-    hooks = [dict(type=kind) for kind in ("mmseg.DMFHook", plugin.DMFHook, "EpochSeedHook")]
-    evaluators = [dict(type="mmseg.DMFMetric"), dict(type=plugin.DMFMetric, prefix="x")]
-    monitor = dict(type="EarlyStoppingHook", monitor="x/lesion_dice")
-    cfg = Config(
-        dict(
-            dmf_loss=dict(type="DMFLoss"),
-            dataset_type="BreastUltrasoundDataset",
-            loaders=[dict(dataset=dict(type="mmseg.BreastUltrasoundDataset"))],
-            train_pipeline=[dict(type="LoadImageFromFile")],
-            model=dict(
-                decode_head=dict(
-                    loss_decode=[
-                        dict(type="mmseg.DMFLoss", loss_name="loss_a", loss_weight=0.4),
-                        dict(type=LovaszLoss, reduction="none"),
-                    ]
-                ),
-                auxiliary_head=dict(out_channels=1, loss_decode=dict(type=plugin.DMFLoss)),
-            ),
-            train_dataloader=dict(
-                dataset=dict(
-                    type="RepeatDataset",
-                    dataset=dict(type=plugin.BreastUltrasoundDataset, labels="lesion"),
-                )
-            ),
-            val_evaluator=evaluators,
-            custom_imports=dict(imports=["dmf_plugins.mmseg", "json"]),
-            custom_hooks=[*hooks, monitor],
-            default_hooks=dict(
-                dmf=dict(type="DMFHook"),
-                checkpoint=dict(type="CheckpointHook", save_best=["paper_dice", "lesion_iou"]),
-            ),
+MIXED = """
+from mmseg.models.losses import LovaszLoss
+from dmf_plugins.mmseg import BreastUltrasoundDataset, DMFHook, DMFLoss, DMFMetric
+
+dmf_loss = dict(type="DMFLoss")
+dataset_type = "BreastUltrasoundDataset"
+loaders = [dict(dataset=dict(type=BreastUltrasoundDataset))]
+train_pipeline = [dict(type="LoadImageFromFile")]
+model = dict(
+    decode_head=dict(
+        loss_decode=[
+            dict(type="mmseg.DMFLoss", loss_name="loss_a", loss_weight=0.4),
+            dict(type=LovaszLoss, reduction="none"),
+        ]
+    ),
+    auxiliary_head=dict(out_channels=1, loss_decode=dict(type=DMFLoss)),
+)
+repeated = dict(type=BreastUltrasoundDataset, labels="lesion")
+train_dataloader = dict(dataset=dict(type="RepeatDataset", dataset=repeated))
+val_evaluator = [dict(type="mmseg.DMFMetric"), dict(type=DMFMetric, prefix="x")]
+custom_imports = dict(imports=["dmf_plugins.mmseg", "json"])
+custom_hooks = [
+    dict(type="mmseg.DMFHook"),
+    dict(type=DMFHook),
+    dict(type="EpochSeedHook"),
+    dict(type="EarlyStoppingHook", monitor="x/lesion_dice"),
+]
+default_hooks = dict(
+    dmf=dict(type="DMFHook"),
+    checkpoint=dict(type="CheckpointHook", save_best=["paper_dice", "lesion_iou"]),
+)
+"""
+
+
+def test_nothing_of_ours_is_left_however_it_was_written(tmp_path):
+    """By name, with a scope, as a class, and as the path that mmengine makes of a class."""
+    (tmp_path / "lazy.py").write_text(MIXED)
+    written = Config.fromfile(tmp_path / "lazy.py")
+    written.dump(str(tmp_path / "dumped.py"))
+    for name in ("lazy.py", "dumped.py"):
+        cfg = Config.fromfile(tmp_path / name)
+        plain_config(cfg, dict(classes=("background", "lesion"))).dump(str(tmp_path / "plain.py"))
+        text = (tmp_path / "plain.py").read_text().lower()
+        for word in ("dmf", "breast", "lesion_", "paper_", "epochseed"):
+            assert word not in text, text
+        plain = Config.fromfile(tmp_path / "plain.py")
+        first, lovasz = plain.model.decode_head.loss_decode
+        assert first == dict(
+            type="CrossEntropyLoss", use_sigmoid=False, loss_name="loss_a", loss_weight=0.4
         )
-    )
-    plain = plain_config(cfg, dict(classes=("background", "lesion")))
-    text = plain.pretty_text.lower()
-    for word in ("dmf", "breast", "lesion_", "paper_", "epochseed"):
-        assert word not in text, text
-    first, lovasz = plain.model.decode_head.loss_decode
-    assert first == dict(
-        type="CrossEntropyLoss", use_sigmoid=False, loss_name="loss_a", loss_weight=0.4
-    )
-    assert lovasz.type is LovaszLoss
-    assert plain.model.auxiliary_head.loss_decode.use_sigmoid
-    assert plain.train_dataloader.dataset.dataset.metainfo.classes == ("background", "lesion")
-    assert plain.default_hooks.checkpoint.save_best == ["mDice"]
-    assert plain.custom_hooks == [dict(type="EarlyStoppingHook", monitor="x/mDice")]
-    assert plain.custom_imports.imports == ["json"]
-    assert plain.train_pipeline
+        assert lovasz.type.endswith("LovaszLoss")
+        assert plain.model.auxiliary_head.loss_decode.use_sigmoid
+        data = plain.train_dataloader.dataset.dataset
+        assert data.metainfo.classes == ("background", "lesion")
+        assert plain.default_hooks.checkpoint.save_best == ["mDice"]
+        assert plain.custom_hooks == [dict(type="EarlyStoppingHook", monitor="x/mDice")]
+        assert plain.custom_imports.imports == ["json"]
+        assert plain.train_pipeline
 
 
 def test_our_metric_beside_stocks_becomes_a_part_of_it():
