@@ -221,11 +221,13 @@ def check(runner: Runner, losses: dict[str, MMSegDMFLoss]) -> None:
         optimizer = runner.optim_wrapper.optimizer
         for group in optimizer.param_groups:
             rate = group.get("initial_lr", group["lr"]) / optimizer.defaults["lr"]
-            if learned & {id(p) for p in group["params"]} and (rate != 1 or group["weight_decay"]):
+            decay = group.get("weight_decay", 0)
+            if learned & {id(parameter) for parameter in group["params"]} and (rate != 1 or decay):
+                cure = "lr_mult=1., decay_mult=0." if decay else "lr_mult=1."
                 runner.logger.warning(
                     f"the learned weights of {path} have {rate:g} times the learning rate and weight "
-                    f"decay {group['weight_decay']:g}; add to optim_wrapper.paramwise_cfg: "
-                    "custom_keys=dict(log_variance=dict(lr_mult=1., decay_mult=0.))"
+                    f"decay {decay:g}; add to optim_wrapper.paramwise_cfg: "
+                    f"custom_keys=dict(log_variance=dict({cure}))"
                 )
 
 

@@ -40,9 +40,14 @@ class EpochSeedHook(Hook):
             pipeline.transforms.insert(0, first)
 
     def before_train_epoch(self, runner: Runner) -> None:
-        parts = (runner.seed, runner.epoch, get_rank())
-        self._clock.copy_(torch.tensor(parts))
-        _seed_all(*parts)
+        self._clock.copy_(torch.tensor((runner.seed, runner.epoch, get_rank())))
+        _seed_all(*self._clock.tolist())
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if (
+            batch_idx == 0
+        ):  # a loader that starts its workers has drawn a number, one that has them not
+            _seed_all(*self._clock.tolist(), 0)
 
 
 class SeedOnce:

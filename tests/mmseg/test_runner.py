@@ -259,13 +259,15 @@ def test_three_classes_are_one_setting(phantoms, tmp_path, monkeypatch):
 def test_learned_weights_with_the_heads_rates_are_warned_of(config):
     cfg = config(**{"train_cfg.max_epochs": 1})
     cfg.model.decode_head.loss_decode.weighting = "uncertainty"
+    cfg.optim_wrapper.optimizer.weight_decay = 0.01
     keys = dict(head=dict(lr_mult=10.0))
     cfg.optim_wrapper.paramwise_cfg = dict(custom_keys=keys)
     train(cfg)
-    assert "have 10 times the learning rate" in log_text(cfg)
+    assert "have 10 times the learning rate and weight decay 0.01" in log_text(cfg)
     cfg = config("b", **{"train_cfg.max_epochs": 1})
     cfg.model.decode_head.loss_decode.weighting = "uncertainty"
     keys["log_variance"] = dict(lr_mult=1.0, decay_mult=0.0)
+    cfg.optim_wrapper.optimizer.weight_decay = 0.01
     cfg.optim_wrapper.paramwise_cfg = dict(custom_keys=keys)
     train(cfg)
     assert "times the learning rate" not in log_text(cfg)
