@@ -13,8 +13,9 @@ from mmcv.transforms import BaseTransform
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS, TRANSFORMS
 
+from dmf_plugins.bilateral import BilateralParameters
+from dmf_plugins.data.images import bilateral_filter
 from dmf_plugins.data.options import LABELS
-from dmf_plugins.data.images import BilateralParameters, bilateral_filter
 from dmf_plugins.errors import DataError
 
 _PALETTE = [[0, 0, 0], [255, 200, 60], [255, 80, 80]]
