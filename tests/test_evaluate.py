@@ -19,7 +19,12 @@ from scipy.stats import wilcoxon
 from torchmetrics.functional.segmentation import dice_score
 
 from dmf_plugins.errors import DataError, UsageError
-from dmf_plugins.metrics import compare_runs, evaluate_folders, segmentation_metrics
+from dmf_plugins.metrics import (
+    compare_runs,
+    evaluate_folders,
+    lesion_counts,
+    segmentation_metrics,
+)
 from dmf_plugins.metrics.distance import surface_distances
 from dmf_plugins.metrics.evaluate import bootstrap_interval
 from dmf_plugins.metrics.labelmaps import parse_labels
@@ -72,14 +77,79 @@ def test_distances_agree_with_monai_within_a_pixel(seed):
 def test_distances_by_hand():
     square = np.zeros((30, 30), np.uint8)
     square[0:10, 5:15] = 1  # touches the edge of the image
-    assert surface_distances(square, square) == (0, 0)
+    assert surface_distances(square, square) == (0, 0, 1)
     moved = np.roll(square, 7, axis=1)
     assert surface_distances(square, moved).hd95 == pytest.approx(7)
     assert surface_distances(square, moved, (2.0, 3.0)).hd95 == pytest.approx(21)
-    assert np.isnan(surface_distances(square, 0 * square)).all()
+    empty = 0 * square
+    assert np.isnan(surface_distances(square, empty)[:2]).all()
+    assert surface_distances(square, empty).surface_dice == 0
+    assert np.isnan(surface_distances(empty, empty)).all()
+    # of the moved square's border only the parts of upper and lower edge that overlap stay near
+    shares = [surface_distances(square, moved, tolerance=t).surface_dice for t in (0, 1, 6.9, 7)]
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < 0.5
+    assert shares[-1] == 1
     volume = np.zeros((12, 12, 12))
     volume[2:6, 2:6, 2:6] = 1
     assert surface_distances(volume, np.roll(volume, 3, axis=0)).hd95 == pytest.approx(3)
+
+
+@given(seed=st.integers(0, 2**32), density=st.floats(0.02, 0.4), ndim=st.sampled_from([2, 3]))
+def test_lesions_are_counted_as_a_flood_fill_does(seed, density, ndim):
+    rng = np.random.default_rng(seed)
+    pred, truth = rng.random((2, *(9,) * ndim)) < density
+
+    def parts(mask):
+        left, found = {tuple(p) for p in np.argwhere(mask)}, []
+        while left:
+            part, edge = set(), [left.pop()]
+            while edge:
+                point = edge.pop()
+                part.add(point)
+                near = {
+                    q for q in left if max(abs(a - b) for a, b in zip(point, q, strict=True)) == 1
+                }
+                left -= near
+                edge += near
+            found.append(part)
+        return found
+
+    true, drawn = parts(truth), parts(pred)
+    hit = {tuple(p) for p in np.argwhere(pred & truth)}
+    expected = len(true), sum(bool(p & hit) for p in true), sum(not p & hit for p in drawn)
+    assert lesion_counts(pred, truth) == expected
+
+
+def test_false_alarms_and_lesions_of_a_folder(tmp_path):
+    two = np.maximum(disc(40, 10, 10, 4), disc(40, 28, 28, 4))
+    none, dot = np.zeros_like(two), disc(40, 20, 4, 1)
+    truth = {"a": two, "b": two, "c": none, "d": none, "e": none, "f": none}
+    pred = {
+        "a": two,
+        "b": np.maximum(disc(40, 10, 11, 4), dot),
+        "c": none,
+        "d": dot,
+        "e": none,
+        "f": none,
+    }
+    found = evaluate_folders(write(tmp_path / "p", pred), write(tmp_path / "t", truth), LESION)
+    lesion = {name: row["mean"] for name, row in found.summary["lesion"].items()}
+    assert lesion["lesions_found"] == 3 / 4
+    assert lesion["false_lesions"] == 2 / 6
+    assert lesion["false_alarms"] == 1 / 4
+    assert lesion["false_alarm_pixels"] == dot.sum() / 4
+    assert found.summary["lesion"]["false_alarms"]["n"] == 4
+    text = evaluation_markdown(found)
+    assert "images without a lesion: false alarms" in text
+    assert "| lesion | 75.0" in text
+    # where every image has a lesion there is no such column
+    (tmp_path / "t2").mkdir(), (tmp_path / "p2").mkdir()
+    for name in "ab":
+        for folder in "pt":
+            (tmp_path / folder / f"{name}.png").rename(tmp_path / f"{folder}2" / f"{name}.png")
+    found = evaluate_folders(tmp_path / "p2", tmp_path / "t2", LESION)
+    assert "false alarms" not in evaluation_markdown(found)
 
 
 def test_overlap_is_torchmetrics(folders):

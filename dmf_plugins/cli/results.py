@@ -30,7 +30,10 @@ def evaluate(
     ignore_index: Annotated[
         Optional[int], typer.Option(help="Label whose pixels do not count.")
     ] = None,
-    distances: Annotated[bool, typer.Option(help="Also HD95 and ASSD.")] = True,
+    distances: Annotated[bool, typer.Option(help="Also HD95, ASSD and surface Dice.")] = True,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Of surface Dice, in pixels, of volumes in mm.")
+    ] = 1.0,
     partial: Annotated[
         bool, typer.Option("--partial", help="Accept label maps without a prediction.")
     ] = False,
@@ -53,6 +56,7 @@ def evaluate(
         parse_labels(labels, truth),
         ignore_index=ignore_index,
         distances=distances,
+        tolerance=tolerance,
         partial=partial,
         seed=seed,
         workers=workers,
@@ -69,7 +73,9 @@ def compare(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", parser=path, help="Reports of dmf evaluate.")
     ],
-    score: Annotated[str, typer.Option(help="dice, iou, precision, recall or f1.")] = "dice",
+    score: Annotated[
+        str, typer.Option(help="dice, iou, precision, recall, f1 or surface_dice.")
+    ] = "dice",
     reference: Annotated[
         Optional[Path], typer.Option(parser=path, help="Compare every run with this one alone.")
     ] = None,

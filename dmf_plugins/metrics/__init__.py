@@ -3,6 +3,7 @@
 from dmf_plugins.metrics.compare import compare_runs
 from dmf_plugins.metrics.distance import SurfaceDistances, surface_distances
 from dmf_plugins.metrics.evaluate import Evaluation, evaluate_folders
+from dmf_plugins.metrics.lesions import LesionCounts, lesion_counts
 from dmf_plugins.metrics.segmentation import (
     SegmentationMetrics,
     confusion_counts,
@@ -12,11 +13,13 @@ from dmf_plugins.metrics.segmentation import (
 
 __all__ = [
     "Evaluation",
+    "LesionCounts",
     "SegmentationMetrics",
     "SurfaceDistances",
     "compare_runs",
     "confusion_counts",
     "evaluate_folders",
+    "lesion_counts",
     "metrics_from_counts",
     "segmentation_metrics",
     "surface_distances",

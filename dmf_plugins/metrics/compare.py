@@ -15,6 +15,8 @@ from dmf_plugins.errors import DataError, UsageError, needs
 from dmf_plugins.metrics.evaluate import PER_IMAGE, bootstrap_interval
 from dmf_plugins.metrics.segmentation import NAMES
 
+SCORES = (*NAMES, "surface_dice")
+
 
 def compare_runs(
     runs: Sequence[str | os.PathLike[str]],
@@ -30,20 +32,20 @@ def compare_runs(
 
     Args:
         runs: folders written by ``dmf evaluate``, or their ``per_image.csv``.
-        score: ``dice``, ``iou``, ``precision``, ``recall`` or ``f1``.
+        score: ``dice``, ``iou``, ``precision``, ``recall``, ``f1`` or ``surface_dice``.
         reference: compare every run with this one alone.
         seed: of the bootstrap of the difference.
 
     Returns:
-        One row a pair: ``a``, ``b``, ``images``, ``mean_a``, ``mean_b``, ``difference`` (a - b) with
+        One row per pair: ``a``, ``b``, ``images``, ``mean_a``, ``mean_b``, ``difference`` (a - b) with
         ``low`` and ``high`` of its bootstrap 95 % interval, ``p`` and ``p_holm``.
 
     Raises:
         UsageError: fewer than two runs, or an unknown score.
         DataError: a run is no report, or two runs hold different images.
     """
-    if score not in NAMES:
-        raise UsageError(f"score must be one of {', '.join(NAMES)}, got {score!r}")
+    if score not in SCORES:
+        raise UsageError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
     paths = [Path(run) for run in runs]
     pairs = list(combinations(paths, 2))
     if reference is not None:

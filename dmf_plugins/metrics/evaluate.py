@@ -16,6 +16,7 @@ import pandas as pd
 from dmf_plugins.errors import DataError, needs
 from dmf_plugins.metrics.distance import surface_distances
 from dmf_plugins.metrics.labelmaps import LabelMap, find_label_maps, read_label_map
+from dmf_plugins.metrics.lesions import lesion_counts
 from dmf_plugins.metrics.segmentation import (
     NAMES,
     Scores,
@@ -29,9 +30,12 @@ from dmf_plugins.metrics.segmentation import (
 from dmf_plugins.progress import track
 
 PER_IMAGE = "per_image.csv"
-DISTANCES = ("hd95", "assd")
+DISTANCES = ("hd95", "assd")  # in a unit
+SURFACE = (*DISTANCES, "surface_dice")
+LESIONS = ("lesions", "lesions_found", "false_lesions", "true_pixels", "predicted_pixels")
 PLACE = ("spacing", "origin", "direction")  # of a volume in space
 RESAMPLES = 2000
+Row = dict[str, dict[str, float]]  # score -> {mean, low, high, n}
 
 
 @dataclass(frozen=True)
@@ -41,15 +45,20 @@ class Evaluation:
     Attributes:
         labels: foreground class name -> value.
         per_image: one row per image and class: ``image``, ``class``, the overlap scores, ``hd95``,
-            ``assd``, ``true_pixels``, ``predicted_pixels``.
+            ``assd``, ``surface_dice``, ``lesions``, ``lesions_found``, ``false_lesions``,
+            ``true_pixels``, ``predicted_pixels``.
         summary: ``lesion``, ``paper`` and each class -> score -> ``{mean, low, high, n}`` with a
             bootstrap 95 % interval over the ``n`` images that have the score, NaN for fewer than two.
+            ``lesions_found`` is the share of all lesions that a prediction touches,
+            ``false_lesions`` the mean number per image of predicted ones that touch none;
+            ``false_alarms`` is the share of the images without a lesion in which one is predicted,
+            ``false_alarm_pixels`` its mean size there.
         unit: ``pixels`` or ``mm``.
     """
 
     labels: dict[str, int]
     per_image: pd.DataFrame
-    summary: dict[str, dict[str, dict[str, float]]]
+    summary: dict[str, Row]
     unit: str
 
 
@@ -60,6 +69,7 @@ def evaluate_folders(
     *,
     ignore_index: int | None = None,
     distances: bool = True,
+    tolerance: float = 1.0,
     partial: bool = False,
     seed: int = 0,
     workers: int | None = None,
@@ -71,7 +81,8 @@ def evaluate_folders(
         predictions, truth: folders of PNG or NIfTI label maps; suffixes may differ.
         labels: foreground class name -> value; 0 is the background.
         ignore_index: label of the truth's pixels left out.
-        distances: also HD95 and ASSD, which take most of the time.
+        distances: also HD95, ASSD and surface Dice, which take most of the time.
+        tolerance: of surface Dice, in pixels or, for volumes, mm.
         partial: score what is predicted, though some of ``truth`` is not.
         seed: of the bootstrap.
         workers: processes; None for one a core.
@@ -94,7 +105,8 @@ def evaluate_folders(
     if distances:  # tell at once, not from within a worker
         with needs("evaluate"):
             import surface_distance  # noqa: F401
-    jobs = [(found[name], wanted[name], dict(labels), ignore_index, distances) for name in found]
+    allowed = tolerance if distances else None
+    jobs = [(found[name], wanted[name], dict(labels), ignore_index, allowed) for name in found]
     workers = min(len(jobs), workers or os.cpu_count() or 1)
     with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
         done = (
@@ -117,8 +129,8 @@ class _Image:
     unit: str
 
 
-def _score_image(job: tuple[Path, Path, dict[str, int], int | None, bool]) -> _Image:
-    pred_path, truth_path, labels, ignore_index, distances = job
+def _score_image(job: tuple[Path, Path, dict[str, int], int | None, float | None]) -> _Image:
+    pred_path, truth_path, labels, ignore_index, tolerance = job
     pred, truth = read_label_map(pred_path), read_label_map(truth_path)
     _check_same_place(pred, truth, pred_path, truth_path)
     keep = np.ones(truth.labels.shape, bool)
@@ -132,9 +144,10 @@ def _score_image(job: tuple[Path, Path, dict[str, int], int | None, bool]) -> _I
     for rank, name in enumerate(labels, start=1):
         row: dict[str, Any] = {"image": truth_path.name, "class": name}
         row |= {score: scores[score][rank] for score in NAMES}
-        if distances:
-            found = surface_distances((p == rank) & keep, (t == rank) & keep, truth.spacing)
-            row |= found._asdict()
+        masks = (p == rank) & keep, (t == rank) & keep
+        if tolerance is not None:
+            row |= surface_distances(*masks, truth.spacing, tolerance)._asdict()
+        row |= lesion_counts(*masks)._asdict()
         row |= {
             "true_pixels": int(counts[rank].sum()),
             "predicted_pixels": int(counts[:, rank].sum()),
@@ -178,10 +191,13 @@ def _ranks(found: LabelMap, path: Path, labels: Mapping[str, int], keep: np.ndar
 
 def _summary(
     table: pd.DataFrame, counts: np.ndarray, labels: Mapping[str, int], seed: int
-) -> dict[str, dict[str, dict[str, float]]]:
-    names = [name for name in (*NAMES, *DISTANCES) if name in table]
+) -> dict[str, Row]:
+    names = [name for name in (*NAMES, *SURFACE) if name in table]
     # [images, classes] of every score, in the order of the images
-    by_class = {n: table[n].to_numpy(float).reshape(len(counts), len(labels)) for n in names}
+    by_class, numbers = (
+        {n: table[n].to_numpy(float).reshape(len(counts), len(labels)) for n in wanted}
+        for wanted in (names, LESIONS)
+    )
 
     def interval(
         statistic: Callable[[np.ndarray], Scores], number: int = len(counts)
@@ -199,6 +215,22 @@ def _summary(
     lesion["accuracy"] = of_images(accuracy(counts))
     lesion["cb_dice"] = of_images(cb_dice(counts))
 
+    def detection(
+        lesions: Scores, found: Scores, false: Scores, true: Scores, drawn: Scores
+    ) -> Row:
+        there = np.stack((found, lesions))[:, lesions > 0]
+        clear = drawn[true == 0]
+        return {
+            "lesions_found": interval(
+                lambda index: np.divide(*there[:, index].sum(-1)), there.shape[1]
+            ),
+            "false_lesions": of_images(false),
+            "false_alarms": of_images((clear > 0).astype(float)),
+            "false_alarm_pixels": of_images(clear),
+        }
+
+    lesion |= detection(*(values.sum(-1) for values in numbers.values()))
+
     def paper_mean(name: str) -> Callable[[np.ndarray], Scores]:
         return lambda index: foreground_and_all(class_scores(pooled(index))[name])[1]
 
@@ -210,6 +242,7 @@ def _summary(
         key = name if name not in summary else f"class {name}"
         if len(labels) > 1:
             summary[key] = {n: of_images(values[:, rank]) for n, values in by_class.items()}
+            summary[key] |= detection(*(values[:, rank] for values in numbers.values()))
     return summary
 
 

@@ -20,17 +20,27 @@ class SegmentationMetrics:
 
     Attributes:
         per_class: name -> ``[num_classes]``, for ``dice``, ``iou``, ``precision``, ``recall``, ``f1``.
-        lesion: name -> mean over classes 1.., the convention of the field.
-        paper: name -> mean over all classes including background, as the DMF paper reports.
+        foreground: name -> mean over classes 1.., the convention of the field.
+        all_classes: name -> mean over all classes including background, as the DMF paper reports.
         accuracy: share of correct labelled pixels.
         cb_dice: class-balanced Dice (Eq. 24), weights from the pixels counted.
     """
 
     per_class: dict[str, Scores]
-    lesion: dict[str, float]
-    paper: dict[str, float]
+    foreground: dict[str, float]
+    all_classes: dict[str, float]
     accuracy: float
     cb_dice: float
+
+    @property
+    def lesion(self) -> dict[str, float]:
+        """Another name of :attr:`foreground`, however the images were aggregated."""
+        return self.foreground
+
+    @property
+    def paper(self) -> dict[str, float]:
+        """Another name of :attr:`all_classes`, however the images were aggregated."""
+        return self.all_classes
 
 
 def confusion_counts(
@@ -100,8 +110,8 @@ def metrics_from_counts(counts: Sequence[NDArray[np.int64]]) -> SegmentationMetr
     means = {name: foreground_and_all(values) for name, values in scores.items()}
     return SegmentationMetrics(
         per_class={name: nanmean(values, 0) for name, values in scores.items()},
-        lesion={name: float(nanmean(lesion, 0)) for name, (lesion, _) in means.items()},
-        paper={name: float(nanmean(paper, 0)) for name, (_, paper) in means.items()},
+        foreground={name: float(nanmean(values, 0)) for name, (values, _) in means.items()},
+        all_classes={name: float(nanmean(values, 0)) for name, (_, values) in means.items()},
         accuracy=float(nanmean(accuracy(stacked), 0)),
         cb_dice=float(nanmean(cb_dice(stacked), 0)),
     )

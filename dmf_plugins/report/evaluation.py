@@ -14,7 +14,7 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from dmf_plugins.atomic import building
-from dmf_plugins.metrics.evaluate import DISTANCES, PER_IMAGE, Evaluation
+from dmf_plugins.metrics.evaluate import DISTANCES, PER_IMAGE, Evaluation, Row
 
 _CONVENTIONS = (
     "lesion: foreground classes, per image, mean over images; the convention of the field.",
@@ -24,6 +24,18 @@ _EMPTY_RULE = (
     "A class in neither truth nor prediction of an image is undefined there and left out; in one of "
     "them only, it scores 0. Distances need it in both, and leave out images where it is missing."
 )
+_DETECTION = {
+    "lesions_found": "lesions found",
+    "false_lesions": "false lesions per image",
+    "false_alarms": "images without a lesion: false alarms",
+    "false_alarm_pixels": "mean pixels there",
+}
+_DETECTION_RULE = (
+    "A lesion is a connected component of the truth; it is found when a prediction touches it, and a "
+    "predicted component that touches none is a false lesion."
+)
+_COUNTED = (*DISTANCES, "false_lesions", "false_alarm_pixels")  # the others are shares
+_NONE = {"n": 0}
 _PLOTTED = ("dice", "iou", "precision", "recall")
 
 
@@ -31,14 +43,23 @@ def evaluation_markdown(evaluation: Evaluation) -> str:
     """Summary as a table, overlap in percent, distances in their unit."""
     summary = evaluation.summary
     names = list(dict.fromkeys(name for row in summary.values() for name in row))
-    heads = [f"{name} ({evaluation.unit})" if name in DISTANCES else name for name in names]
-    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(names) + 1) + "|"]
-    for row, scores in summary.items():
-        cells = [_cell(scores.get(name), 1 if name in DISTANCES else 100) for name in names]
-        lines.append(f"| {row} | {' | '.join(cells)} |")
+    heads = {n: f"{n} ({evaluation.unit})" if n in DISTANCES else n for n in names}
+    lines = _table(summary, {n: head for n, head in heads.items() if n not in _DETECTION})
+    known = [n for n in _DETECTION if any(row.get(n, _NONE)["n"] for row in summary.values())]
+    detected = {name: row for name, row in summary.items() if name != "paper"}
+    lines += ["", *_table(detected, {n: _DETECTION[n] for n in known}), "", _DETECTION_RULE]
     images = evaluation.per_image["image"].nunique()
     note = f"Overlap in percent, over {images} images, with bootstrap 95 % intervals. {_EMPTY_RULE}"
     return "\n".join([*lines, "", *_CONVENTIONS, note]) + "\n"
+
+
+def _table(summary: Mapping[str, Row], heads: Mapping[str, str]) -> list[str]:
+    """One line per row of the summary, one column per score in ``heads``."""
+    lines = [f"| | {' | '.join(heads.values())} |", "|---" * (len(heads) + 1) + "|"]
+    for row, scores in summary.items():
+        cells = [_cell(scores.get(name), 1 if name in _COUNTED else 100) for name in heads]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return lines
 
 
 def write_evaluation(
