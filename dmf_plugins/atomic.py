@@ -49,6 +49,15 @@ def check_file(target: Path, overwrite: bool = False) -> None:
             raise UsageError(f"{target} exists; --overwrite replaces it")
 
 
+def check_makeable(folder: Path) -> None:
+    """Raise ``UsageError`` unless ``folder`` is one to write in, or can be made."""
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise UsageError(f"cannot write in {folder}: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write in {folder}: {there} is not yours to write in")
+
+
 @contextmanager
 def building(target: Path, kind: str, overwrite: bool = False) -> Iterator[Path]:
     """Empty folder beside ``target`` that takes its place on success and vanishes on failure.

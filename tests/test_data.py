@@ -107,11 +107,19 @@ def test_bilateral_filter_refuses_other_images(bad):
 
 
 @pytest.mark.parametrize(
-    "option", ["--seed -1", "--workers -3", "--size 99999999", "--threshold 255"]
+    ("command", "option"),
+    [
+        ("convert busi IN --to mmseg", "--seed -1"),
+        ("convert busi IN --to mmseg", "--workers -3"),
+        ("convert busi IN --to mmseg", "--size 99999999"),
+        ("convert busi IN --to mmseg", "--threshold 255"),
+        ("filter IN", "--size 99999999"),
+    ],
 )
-def test_a_wrong_option_is_told_before_any_work(option, tmp_path):
-    command = ["convert", "busi", "nowhere", "--to", "mmseg", "--output", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, [*command, *option.split()])
+def test_a_wrong_option_is_told_before_any_work(command, option, phantoms, tmp_path):
+    command = [str(phantoms) if word == "IN" else word for word in command.split()]
+    command += ["--output", str(tmp_path / "out"), *option.split()]
+    result = CliRunner().invoke(app, command)
     assert isinstance(result.exception, UsageError)
     assert option.split()[0].strip("-") in str(result.exception)
     assert not (tmp_path / "out").exists()
@@ -183,20 +191,24 @@ ALTERATIONS = {
 }
 
 
-@pytest.mark.parametrize("kind", ALTERATIONS)
-def test_an_altered_copy_shares_a_group_and_strangers_do_not(kind):
-    images = [
+@pytest.fixture(scope="module")
+def scans() -> list[np.ndarray]:
+    """Six unlike images of a scanner's size."""
+    return [
         phantom(np.random.default_rng(i), 440, 560, malignant=i % 2 == 0, lesions=1)[0]
         for i in range(6)
     ]
-    prints = [Fingerprint.of(image) for image in images]
-    prints += [Fingerprint.of(ALTERATIONS[kind](image)) for image in images]
-    assert group_duplicates(prints).tolist() == [*range(6), *range(6)]
 
 
-def test_a_crop_to_an_odd_size_keeps_the_words():
-    image = phantom(np.random.default_rng(0), 440, 560, malignant=False, lesions=1)[0]
-    words, of_crop = (Fingerprint.of(i).words for i in (image, image[:-1, :-1]))
+@pytest.mark.parametrize("kind", ALTERATIONS)
+def test_an_altered_copy_shares_a_group_and_strangers_do_not(kind, scans):
+    altered = [ALTERATIONS[kind](image) for image in scans]
+    groups = group_duplicates([Fingerprint.of(image) for image in [*scans, *altered]])
+    assert groups.tolist() == [*range(6), *range(6)]
+
+
+def test_a_crop_to_an_odd_size_keeps_the_words(scans):
+    words, of_crop = (Fingerprint.of(image).words for image in (scans[1], scans[1][:-1, :-1]))
     assert len(np.intersect1d(words, of_crop)) > len(words) / 3  # 7 % if halved inexactly
 
 
@@ -318,6 +330,21 @@ def test_split_goes_where_nnunet_reads_it(phantoms, tmp_path, monkeypatch):
     shutil.rmtree(result.target)
     with pytest.raises(UsageError, match=r"splits_final.json exists.*--overwrite"):
         convert_dataset("busi", phantoms, dataset_id=7)
+
+
+@pytest.mark.parametrize("spoilt", ["pre", "pre/Dataset501_BUSI", "pre/Dataset501_BUSI/splits"])
+def test_where_the_split_cannot_go_is_told_before_the_work(spoilt, phantoms, tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "pre"))
+    path = tmp_path / spoilt
+    if path.name == "splits":
+        path = path.with_name("splits_final.json")
+        path.mkdir(parents=True)
+    else:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    with pytest.raises(UsageError, match=rf"{path} is not a"):
+        convert(phantoms, tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_the_variable_the_copy_command_is_told(phantoms, tmp_path):
@@ -583,7 +610,7 @@ def test_filter_one_file_and_its_errors(phantoms, tmp_path):
 @pytest.mark.slow
 def test_the_real_data_converts_and_its_known_duplicates_are_found(tmp_path):
     source = shared("data/Dataset_BUSI_with_GT")
-    result = convert(source, tmp_path, include_normal=True)
+    result = convert(source, tmp_path, include_normal=True, bilateral=None, size=(64, 64))
     rows = {row["case"]: row for row in manifest(result.target)}
     assert Counter(row["class"] for row in rows.values()) == {
         "benign": 256,

@@ -92,22 +92,47 @@ def clinic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(clinic: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+USE = """
+import sys, torch
+from dmf_plugins import DMFLoss
+from dmf_plugins.cli import app
+assert "clinic_data" not in sys.modules  # nothing is loaded before it is asked for
+loss = DMFLoss(["ce", "mean_square"], auxiliary=None, weighting="latest", min_history=2)
+for _ in range(3):
+    loss(torch.randn(2, 2, 8, 8), torch.randint(0, 2, (2, 8, 8)))
+assert loss.weights.isfinite().all() and loss.weights.min() > 0 and loss.weights[0] != loss.weights[1]
+app(["convert", "--help"], standalone_mode=False)
+convert = ["convert", "clinic", "data", "--output", "out", "--to"]
+app([*convert, "nnunet", "--dataset-id", "77"], standalone_mode=False)
+app([*convert, "mmseg"], standalone_mode=False)
+app([*convert, "flat", "--output", "flat"], standalone_mode=False)
+"""
+
+
+@pytest.fixture(scope="module")
+def used(clinic: Path) -> subprocess.CompletedProcess[str]:
+    """All of the package used in one process, in the folder ``clinic``."""
     path = os.pathsep.join([str(clinic / "package"), str(Path(__file__).parents[1])])
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
+    result = subprocess.run(
+        [sys.executable, "-c", USE], cwd=clinic,
         env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-
-
-@pytest.mark.parametrize("to", ["nnunet", "mmseg", "flat"])
-def test_a_foreign_data_set_converts_by_patient(clinic, to, tmp_path):
-    options = ["--dataset-id", "77"] if to == "nnunet" else []
-    arguments = ["convert", "clinic", clinic / "data", "--to", to, "--output", tmp_path, *options]
-    result = run(clinic, "-m", "dmf_plugins", *arguments)
     assert result.returncode == 0, result.stderr
-    target = next(path for path in tmp_path.iterdir() if path.is_dir())
+    return result
+
+
+@pytest.mark.parametrize(
+    ("folder", "training", "test"),
+    [
+        ("out/Dataset077_CLINIC", "imagesTr/{}_0000.png", "imagesTs/{}_0000.png"),
+        ("out/CLINIC", "img_dir/{split}/{}.png", "img_dir/test/{}.png"),
+        ("flat/CLINIC", "{split}/{}.png", "test/{}.png"),
+    ],
+    ids=["nnunet", "mmseg", "flat"],
+)
+def test_a_foreign_data_set_converts_by_patient(folder, training, test, clinic, used):
+    target = clinic / folder
     with (target / "manifest.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 50
@@ -119,39 +144,29 @@ def test_a_foreign_data_set_converts_by_patient(clinic, to, tmp_path):
     assert all(len(found) == 1 for found in [*splits.values(), *groups.values()])
     assert len(set.union(*splits.values())) == 3
     for row in rows:  # each file lies where its format wants it
-        places = {
-            "nnunet": f"images{'Ts' if row['split'] == 'test' else 'Tr'}/{row['case']}_0000.png",
-            "mmseg": f"img_dir/{row['split']}/{row['case']}.png",
-            "flat": f"{row['split']}/{row['case']}.png",
-        }
-        assert (target / places[to]).is_file()
-    if to == "nnunet":  # the folds do not divide a patient either
-        for fold in json.loads((target / "splits_final.json").read_text()):
-            train, val = ({case.split("_")[0] for case in fold[k]} for k in ("train", "val"))
-            assert not train & val
+        place = test if row["split"] == "test" else training
+        assert (target / place.format(row["case"], split=row["split"])).is_file()
 
 
-def test_help_lists_it_and_what_is_broken_is_named(clinic):
-    result = run(clinic, "-m", "dmf_plugins", "convert", "--help")
-    assert result.returncode == 0
-    assert "bus, busc, busi, clinic." in result.stdout
-    assert "flat, mmseg, nnunet." in result.stdout
-    assert "data set 'broken' (clinic_data:NOTHING) of clinic-data is left out" in result.stderr
-    assert "data set 'wrong'" in result.stderr
-    assert "it is no DatasetInfo" in result.stderr
+def test_the_folds_do_not_divide_a_patient_either(clinic, used):
+    path = clinic / "out" / "Dataset077_CLINIC" / "splits_final.json"
+    for fold in json.loads(path.read_text()):
+        train, val = ({case.split("_")[0] for case in fold[key]} for key in ("train", "val"))
+        assert not train & val
 
 
-def test_a_foreign_rule_and_loss_train(clinic):
-    code = """
-import sys, torch
-from dmf_plugins import DMFLoss, LOSSES, WEIGHTINGS
-assert "clinic_data" not in sys.modules  # nothing is loaded before it is asked for
-loss = DMFLoss(["ce", "mean_square"], auxiliary=None, weighting="latest", min_history=2)
-for _ in range(3):
-    loss(torch.randn(2, 2, 8, 8), torch.randint(0, 2, (2, 8, 8)))
-print(loss.weights.tolist(), "mean_square" in LOSSES, "latest" in WEIGHTINGS)
-"""
-    result = run(clinic, "-c", code)
-    assert result.returncode == 0, result.stderr
-    assert "True True" in result.stdout
-    assert "loss 'function' (clinic_data:latest) of clinic-data is left out" in result.stderr
+def test_help_lists_it(used):
+    assert "bus, busc, busi, clinic." in used.stdout
+    assert "flat, mmseg, nnunet." in used.stdout
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "data set 'broken' (clinic_data:NOTHING) of clinic-data is left out",
+        "data set 'wrong' (clinic_data:latest) of clinic-data is left out: TypeError: it is no DatasetInfo",
+        "loss 'function' (clinic_data:latest) of clinic-data is left out",
+    ],
+)
+def test_what_is_broken_is_named(message, used):
+    assert message in used.stderr

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from dmf_plugins.atomic import check_file, check_makeable, writing
 from dmf_plugins.data.cases import ConvertedCase, DatasetInfo
 from dmf_plugins.data.splits import split_cases
 from dmf_plugins.errors import UsageError
@@ -92,11 +93,9 @@ class NnUNetWriter:
                         f"dataset id {self.prefix[7:10]} is taken by {other}; choose another --dataset-id"
                     )
         splits = self._live_splits()
-        if not overwrite and splits is not None and splits.exists():
-            raise UsageError(
-                f"{splits} exists, from an earlier conversion; --overwrite replaces it, or choose "
-                "another --dataset-id"
-            )
+        if splits is not None:
+            check_makeable(splits.parent)
+            check_file(splits, overwrite)
 
     def image_path(self, case: ConvertedCase) -> str:
         return f"{'imagesTs' if case.split == 'test' else 'imagesTr'}/{case.case_id}_0000.png"
@@ -136,10 +135,8 @@ class NnUNetWriter:
                 steps.append(
                     f"rm -r {live.parent}/*Plans*  # preprocessed from an earlier conversion"
                 )
-            live.parent.mkdir(parents=True, exist_ok=True)
-            partial = live.with_name(live.name + ".partial")
-            partial.write_bytes(source.read_bytes())
-            os.replace(partial, live)
+            with writing(live, overwrite=True) as partial:
+                partial.write_bytes(source.read_bytes())
         steps.append(f"nnUNetv2_plan_and_preprocess -d {number} -c 2d --verify_dataset_integrity")
         steps.append(f"nnUNetv2_train {number} 2d 0 -tr nnUNetTrainerDMF")
         return steps
