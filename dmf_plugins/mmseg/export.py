@@ -74,8 +74,8 @@ def export_mmseg(
         DataError: ``work_dir`` is no finished training, or a file cannot be read.
         DMFError: the result does not load without this package.
     """
-    config = config or _only(work_dir, ["*.py"], "config")
-    checkpoint = checkpoint or _only(work_dir, ["best_*.pth"], "best checkpoint", last=True)
+    config = config or _only(work_dir, "*.py", "config")
+    checkpoint = checkpoint or _only(work_dir, "best_*.pth", "checkpoint")
     if lies_in(work_dir, output):
         raise UsageError(f"{output} holds the training itself; choose another folder")
     check_target(output, "export", overwrite)
@@ -200,12 +200,12 @@ def _dicts(node: Any) -> Iterator[ConfigDict]:
             yield from _dicts(child)
 
 
-def _only(folder: Path, patterns: list[str], what: str, last: bool = False) -> Path:
-    found = sorted(path for pattern in patterns for path in folder.glob(pattern))
-    if not found and last and (folder / "last_checkpoint").is_file():
-        found = [Path((folder / "last_checkpoint").read_text(encoding="utf-8").strip())]
+def _only(folder: Path, pattern: str, what: str) -> Path:
+    found = sorted(folder.glob(pattern))
+    last = folder / "last_checkpoint"
+    if not found and what == "checkpoint" and last.is_file():
+        found = [Path(last.read_text(encoding="utf-8").strip())]
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
-        option = "--config" if "config" in what else "--checkpoint"
-        raise DataError(f"{folder} has no single {what} ({names}); give one with {option}")
+        raise DataError(f"{folder} has no single {what} ({names}); give one with --{what}")
     return found[0]

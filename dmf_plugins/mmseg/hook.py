@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 from mmengine.dist import is_main_process
@@ -80,19 +79,28 @@ class DMFHook(Hook):
             self.interval = loggers[0].interval if loggers else 10
         # earlier checkpoints hold no number of steps; there was one for each iteration
         self._steps = runner.message_hub.get_info(_STEPS, runner.iter) if runner.iter else 0
+        accumulated = getattr(runner.optim_wrapper, "_accumulative_counts", 1)
         for path, module in self._losses.items():
-            name = "" if len(self._losses) == 1 else head_of(path)
-            recorder = Recorder(
-                module.loss,
-                runner.work_dir,
-                f"dmf_{name.replace('.', '_')}" if name else "dmf",
-                say=partial(_tell, runner.logger.info, name),
-                warn=partial(_tell, runner.logger.warning, name),
-                main=is_main_process(),
-                epoch_steps=len(runner.train_dataloader),
-            )
-            recorder.start(self._steps, "step")
-            self._recorders[f"dmf/{name}".rstrip("/")] = recorder
+            module.loss.plan(math.ceil(runner.max_iters / accumulated))
+            self._recorders[path] = self._recorder(runner, path, accumulated)
+            self._recorders[path].start(self._steps, "step")
+
+    def _recorder(self, runner: Runner, path: str, accumulated: int) -> Recorder:
+        name = self._name(path)
+        prefix = f"{name}: " if name else ""
+        return Recorder(
+            self._losses[path].loss,
+            runner.work_dir,
+            "_".join(["dmf", *name.split(".")]).rstrip("_"),
+            say=lambda text: runner.logger.info(prefix + text),
+            warn=lambda text: runner.logger.warning(prefix + text),
+            main=is_main_process(),
+            epoch_steps=math.ceil(len(runner.train_dataloader) / accumulated),
+        )
+
+    def _name(self, path: str) -> str:
+        """Name of a head in logs, where there are several."""
+        return "" if len(self._losses) == 1 else head_of(path)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         if self._iterations == 0:
@@ -115,8 +123,8 @@ class DMFHook(Hook):
             self._flush(runner)
 
     def _remember(self, runner: Runner) -> None:
-        pairs = zip(self._losses.items(), self._recorders.values(), strict=True)
-        for (path, module), recorder in pairs:
+        for path, module in self._losses.items():
+            recorder = self._recorders[path]
             if module.calls:
                 recorder.remember()
                 # what mmengine shows as this head's loss
@@ -128,7 +136,8 @@ class DMFHook(Hook):
 
     def _flush(self, runner: Runner) -> None:
         others = {}
-        for tag, recorder in self._recorders.items():
+        for path, recorder in self._recorders.items():
+            tag = f"dmf/{self._name(path)}".rstrip("/")
             table = recorder.flush(runner.epoch)
             if table.empty:
                 continue
@@ -208,28 +217,30 @@ def check(runner: Runner, losses: dict[str, MMSegDMFLoss]) -> None:
     classes = (getattr(runner.train_dataloader.dataset, "metainfo", None) or {}).get("classes")
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     for path, module in losses.items():
-        number = getattr(
-            model.get_submodule(path.partition(".loss_decode")[0]), "num_classes", None
-        )
+        _check_rates(runner, path, module)
+        head = model.get_submodule(path.partition(".loss_decode")[0])
+        number = getattr(head, "num_classes", None)
         # auxiliary heads may have labels of their own, such as boundaries
         if classes and number and path.startswith("decode_head") and number != len(classes):
             raise RuntimeError(
                 f"{head_of(path)} has num_classes={number}, but the data set {len(classes)} classes "
                 f"({', '.join(classes)}): set model.decode_head.num_classes={len(classes)}"
             )
-        learned = {id(parameter) for parameter in module.parameters()}
-        optimizer = runner.optim_wrapper.optimizer
-        for group in optimizer.param_groups:
-            rate = group.get("initial_lr", group["lr"]) / optimizer.defaults["lr"]
-            decay = group.get("weight_decay", 0)
-            if learned & {id(parameter) for parameter in group["params"]} and (rate != 1 or decay):
-                cure = "lr_mult=1., decay_mult=0." if decay else "lr_mult=1."
-                runner.logger.warning(
-                    f"the learned weights of {path} have {rate:g} times the learning rate and weight "
-                    f"decay {decay:g}; add to optim_wrapper.paramwise_cfg: "
-                    f"custom_keys=dict(log_variance=dict({cure}))"
-                )
 
 
-def _tell(log: Any, name: str, text: str) -> None:
-    log(f"{name}: {text}" if name else text)
+def _check_rates(runner: Runner, path: str, module: MMSegDMFLoss) -> None:
+    """Warn of learned weights that share the learning rate or weight decay of their head."""
+    learned = {id(parameter) for parameter in module.parameters()}
+    optimizer = runner.optim_wrapper.optimizer
+    for group in optimizer.param_groups if learned else ():
+        if learned.isdisjoint(map(id, group["params"])):
+            continue
+        rate = group.get("initial_lr", group["lr"]) / optimizer.defaults["lr"]
+        decay = group.get("weight_decay", 0)
+        if rate != 1 or decay:
+            cure = "lr_mult=1., decay_mult=0." if decay else "lr_mult=1."
+            runner.logger.warning(
+                f"the learned weights of {path} have {rate:g} times the learning rate and weight "
+                f"decay {decay:g}; add to optim_wrapper.paramwise_cfg: "
+                f"custom_keys=dict(log_variance=dict({cure}))"
+            )

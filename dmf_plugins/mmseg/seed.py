@@ -44,9 +44,8 @@ class EpochSeedHook(Hook):
         _seed_all(*self._clock.tolist())
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        if (
-            batch_idx == 0
-        ):  # a loader that starts its workers has drawn a number, one that has them not
+        # a loader that has just started its workers drew a number, one that kept them did not
+        if batch_idx == 0:
             _seed_all(*self._clock.tolist(), 0)
 
 

@@ -200,18 +200,22 @@ def test_a_head_with_several_calls_makes_one_record_per_iteration(config, head):
 
 @pytest.mark.slow
 def test_accumulated_micro_batches_are_one_record(config):
-    cfg = config(**{"train_cfg.max_epochs": 2, "optim_wrapper.accumulative_counts": 2})
+    accumulated = {
+        "optim_wrapper.accumulative_counts": 2,
+        "model.decode_head.loss_decode.decay_end": 1.0,
+    }
+    cfg = config(**{"train_cfg.max_epochs": 2, **accumulated})
     runner = train(cfg)
     assert loss_of(runner).loss.fusion.step == 3  # six iterations
     log = table(cfg)
     assert log["step"].tolist() == [0, 1, 2]
+    # 1 % is left at the end of the training, of three steps
+    np.testing.assert_allclose(log["gamma"], 5 * 100 ** (-np.arange(3) / 3), rtol=1e-4)
     # the second step began in the first epoch
     assert log["epoch"].tolist() == [0, 1, 1]
     logged = np.array([row["loss"] for row in scalars(cfg) if "loss" in row])
     np.testing.assert_allclose(log["total"], logged.reshape(3, 2).mean(axis=1), rtol=1e-3)
-    again = config(
-        resume=True, **{"train_cfg.max_epochs": 3, "optim_wrapper.accumulative_counts": 2}
-    )
+    again = config(resume=True, **{"train_cfg.max_epochs": 3, **accumulated})
     train(again)
     assert table(again)["step"].tolist() == [0, 1, 2, 3, 4]  # the last iteration updates
 
