@@ -3,7 +3,7 @@
 from dmf_plugins.metrics.compare import compare_runs
 from dmf_plugins.metrics.distance import SurfaceDistances, surface_distances
 from dmf_plugins.metrics.evaluate import Evaluation, evaluate_folders
-from dmf_plugins.metrics.lesions import LesionCounts, lesion_counts
+from dmf_plugins.metrics.lesions import LesionCounts, detection_scores, lesion_counts
 from dmf_plugins.metrics.segmentation import (
     SegmentationMetrics,
     confusion_counts,
@@ -18,6 +18,7 @@ __all__ = [
     "SurfaceDistances",
     "compare_runs",
     "confusion_counts",
+    "detection_scores",
     "evaluate_folders",
     "lesion_counts",
     "metrics_from_counts",

@@ -16,7 +16,7 @@ import pandas as pd
 from dmf_plugins.errors import DataError, needs
 from dmf_plugins.metrics.distance import surface_distances
 from dmf_plugins.metrics.labelmaps import LabelMap, find_label_maps, read_label_map
-from dmf_plugins.metrics.lesions import lesion_counts
+from dmf_plugins.metrics.lesions import detection_scores, lesion_counts
 from dmf_plugins.metrics.segmentation import (
     NAMES,
     Scores,
@@ -49,10 +49,7 @@ class Evaluation:
             ``true_pixels``, ``predicted_pixels``.
         summary: ``lesion``, ``paper`` and each class -> score -> ``{mean, low, high, n}`` with a
             bootstrap 95 % interval over the ``n`` images that have the score, NaN for fewer than two.
-            ``lesions_found`` is the share of all lesions that a prediction touches,
-            ``false_lesions`` the mean number per image of predicted ones that touch none;
-            ``false_alarms`` is the share of the images without a lesion in which one is predicted,
-            ``false_alarm_pixels`` its mean size there.
+            ``lesions_found`` to ``false_alarm_pixels``: the mean of :func:`detection_scores`.
         unit: ``pixels`` or ``mm``.
     """
 
@@ -215,19 +212,9 @@ def _summary(
     lesion["accuracy"] = of_images(accuracy(counts))
     lesion["cb_dice"] = of_images(cb_dice(counts))
 
-    def detection(
-        lesions: Scores, found: Scores, false: Scores, true: Scores, drawn: Scores
-    ) -> Row:
-        there = np.stack((found, lesions))[:, lesions > 0]
-        clear = drawn[true == 0]
-        return {
-            "lesions_found": interval(
-                lambda index: np.divide(*there[:, index].sum(-1)), there.shape[1]
-            ),
-            "false_lesions": of_images(false),
-            "false_alarms": of_images((clear > 0).astype(float)),
-            "false_alarm_pixels": of_images(clear),
-        }
+    def detection(*numbers: Scores) -> Row:
+        scores = detection_scores(np.stack(numbers[:3], -1), *numbers[3:])
+        return {name: of_images(values) for name, values in scores.items()}
 
     lesion |= detection(*(values.sum(-1) for values in numbers.values()))
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from dmf_plugins.errors import needs
 
@@ -42,3 +42,27 @@ def lesion_counts(pred: ArrayLike, target: ArrayLike) -> LesionCounts:
     (true, lesions), (predicted, proposed) = label(t, touching), label(p, touching)
     found, hits = (len(np.unique(parts[p & t])) for parts in (true, predicted))
     return LesionCounts(lesions, found, proposed - hits)
+
+
+def detection_scores(
+    counts: NDArray[Any], true: NDArray[Any], predicted: NDArray[Any]
+) -> dict[str, NDArray[np.float64]]:
+    """What a reader asks of a detector, of each image; NaN where it does not apply.
+
+    Args:
+        counts: :class:`LesionCounts` of each image, ``[images, 3]``.
+        true, predicted: foreground pixels of each image, ``[images]``.
+
+    Returns:
+        name -> ``[images]``. ``lesions_found``: share of the image's lesions that a prediction
+        touches. ``false_lesions``: number of predicted ones that touch none. Of images without a
+        lesion: ``false_alarms``, 1 where one is predicted, and ``false_alarm_pixels``, its size.
+    """
+    lesions, found, false = np.asarray(counts, float).reshape(-1, 3).T
+    predicted = np.where(true == 0, predicted, np.nan)
+    return {
+        "lesions_found": np.where(lesions > 0, found / np.maximum(lesions, 1), np.nan),
+        "false_lesions": false,
+        "false_alarms": np.where(true == 0, predicted > 0, np.nan),
+        "false_alarm_pixels": predicted,
+    }

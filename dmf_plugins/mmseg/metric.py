@@ -11,7 +11,14 @@ from mmseg.registry import METRICS
 from prettytable import PrettyTable
 from torch import Tensor
 
-from dmf_plugins.metrics import confusion_counts, metrics_from_counts
+from dmf_plugins.metrics import (
+    confusion_counts,
+    detection_scores,
+    lesion_counts,
+    metrics_from_counts,
+)
+
+_COUNTED = ("false_lesions", "false_alarm_pixels")  # all others are shares
 
 
 @METRICS.register_module()
@@ -21,7 +28,9 @@ class DMFMetric(IoUMetric):
     ``lesion_*``: foreground classes, per image, mean over images; an image without lesion that is
     predicted empty is left out. ``paper_*``: all classes including background, counts pooled over
     the data set, as the DMF paper reports. Each for dice, iou, precision, recall and f1, with
-    ``accuracy`` and ``cb_dice`` (pooled). Use e.g. ``save_best='lesion_dice', rule='greater'``.
+    ``accuracy`` and ``cb_dice`` (pooled), and the means of
+    :func:`~dmf_plugins.metrics.detection_scores`, all in percent but ``false_lesions`` and
+    ``false_alarm_pixels``. Use e.g. ``save_best='lesion_dice', rule='greater'``.
 
     Args:
         ignore_index, output_dir, format_only, collect_device, prefix: of mmseg's ``IoUMetric``;
@@ -32,15 +41,19 @@ class DMFMetric(IoUMetric):
     def intersect_and_union(
         pred_label: Tensor, label: Tensor, num_classes: int, ignore_index: int
     ) -> Any:
-        """What ``IoUMetric`` keeps of an image; here its confusion matrix."""
+        """What ``IoUMetric`` keeps of an image; here its confusion matrix and lesions."""
         pred, target = (labels.cpu().numpy() for labels in (pred_label, label))
-        return confusion_counts(pred, target, num_classes, ignore_index)
+        counts = confusion_counts(pred, target, num_classes, ignore_index)
+        keep = target != ignore_index
+        masks = [((pred == r) & keep, (target == r) & keep) for r in range(1, num_classes)]
+        return counts, np.sum([lesion_counts(*pair) for pair in masks], axis=0)
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
         if self.format_only:
             return super().compute_metrics(results)
-        images = metrics_from_counts(results)
-        pooled = metrics_from_counts([np.sum(results, axis=0)])
+        counts, lesions = (np.stack(parts) for parts in zip(*results, strict=True))
+        images = metrics_from_counts(list(counts))
+        pooled = metrics_from_counts([counts.sum(axis=0)])
         table = PrettyTable()
         table.add_column("Class", list(self.dataset_meta["classes"]))
         for name, values in pooled.per_class.items():
@@ -51,4 +64,9 @@ class DMFMetric(IoUMetric):
         scores = {f"lesion_{name}": value for name, value in images.lesion.items()}
         scores |= {f"paper_{name}": value for name, value in pooled.paper.items()}
         scores |= {"accuracy": pooled.accuracy, "cb_dice": pooled.cb_dice}
+        true, predicted = counts.sum(axis=2)[:, 1:], counts.sum(axis=1)[:, 1:]
+        detected = detection_scores(lesions, true.sum(axis=1), predicted.sum(axis=1))
+        for name, values in detected.items():
+            if not np.isnan(values).all():
+                scores[name] = float(np.nanmean(values)) / (100 if name in _COUNTED else 1)
         return {name: round(100 * float(value), 2) for name, value in scores.items()}

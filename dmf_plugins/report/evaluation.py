@@ -31,8 +31,8 @@ _DETECTION = {
     "false_alarm_pixels": "mean pixels there",
 }
 _DETECTION_RULE = (
-    "A lesion is a connected component of the truth; it is found when a prediction touches it, and a "
-    "predicted component that touches none is a false lesion."
+    "A lesion is a connected component of the truth, found when a prediction touches it (share per "
+    "image that has one); a predicted component that touches none is a false lesion."
 )
 _COUNTED = (*DISTANCES, "false_lesions", "false_alarm_pixels")  # the others are shares
 _NONE = {"n": 0}

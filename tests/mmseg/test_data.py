@@ -12,7 +12,7 @@ import torch
 
 from dmf_plugins.data import convert_dataset
 from dmf_plugins.errors import DataError
-from dmf_plugins.metrics import segmentation_metrics
+from dmf_plugins.metrics import lesion_counts, segmentation_metrics
 
 from .support import train  # noqa: F401  skips where MMSegmentation is absent
 
@@ -82,6 +82,12 @@ def test_metric_is_segmentation_metrics_in_percent():
     paper = segmentation_metrics(pred, target, 2).paper["iou"]
     assert scores["lesion_dice"] == pytest.approx(100 * lesion, abs=0.01)
     assert scores["paper_iou"] == pytest.approx(100 * paper, abs=0.01)
+    parts = np.stack([lesion_counts(p, t) for p, t in zip(pred, target, strict=True)])
+    assert scores["lesions_found"] == pytest.approx(
+        100 * np.mean(parts[1:, 1] / parts[1:, 0]), abs=0.01
+    )
+    assert scores["false_lesions"] == pytest.approx(parts[:, 2].mean(), abs=0.01)
+    assert scores["false_alarms"] == 0  # of the one image without a lesion
 
 
 def test_the_classes_come_from_what_was_converted(phantoms, tmp_path):

@@ -206,7 +206,8 @@ def test_accumulated_micro_batches_are_one_record(config):
     }
     cfg = config(**{"train_cfg.max_epochs": 2, **accumulated})
     runner = train(cfg)
-    assert loss_of(runner).loss.fusion.step == 3  # six iterations
+    fusion = loss_of(runner).loss.fusion
+    assert fusion.step == fusion.decay.planned_steps == 3  # six iterations
     log = table(cfg)
     assert log["step"].tolist() == [0, 1, 2]
     # 1 % is left at the end of the training, of three steps
@@ -229,8 +230,10 @@ def test_mixed_precision_trains(config):
                 yield
 
     OPTIM_WRAPPERS.register_module(module=CpuAmp, name="CpuAmp", force=True)
-    amp = config("b", **{"train_cfg.max_epochs": 2, "optim_wrapper.type": "CpuAmp"})
+    fading = {"model.decode_head.loss_decode.decay_end": 0.5}
+    amp = config("b", **{"train_cfg.max_epochs": 2, "optim_wrapper.type": "CpuAmp", **fading})
     runner = train(amp)
+    assert table(amp)["gamma"].iloc[3] == pytest.approx(0.05)  # 1 % of 5 after three of six steps
     assert np.isfinite(table(amp)["total"]).all()
     assert loss_of(runner).loss.fusion.skipped == 0
 
