@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def split_cases(
@@ -51,20 +52,10 @@ def split_cases(
         for index in indices:
             row[classes[strata[index]]] += 1
 
-    total = content.sum(axis=0)
-    target = share[:, None] * total
-    filled = np.zeros_like(target)
+    dealt = _deal(content, share, np.random.default_rng(seed))
     parts = [-1] * len(strata)
-    shuffled = np.random.default_rng(seed).permutation(len(members))
-    order = shuffled[np.argsort(-content[shuffled].sum(axis=1), kind="stable")]
-    all_members = list(members.values())
-    for g in order:
-        after = filled + content[g] - target
-        cost = ((after**2 - (filled - target) ** 2) / total).sum(axis=1)
-        cost[share == 0] = np.inf
-        part = int(cost.argmin())
-        filled[part] += content[g]
-        for index in all_members[g]:
+    for part, indices in zip(dealt, members.values(), strict=True):
+        for index in indices:
             parts[index] = part
     for part in range(len(share)):
         if share[part] > 0 and part not in parts:
@@ -73,3 +64,21 @@ def split_cases(
                 "groups are too few to split"
             )
     return parts
+
+
+def _deal(
+    content: NDArray[np.float64], share: NDArray[np.float64], rng: np.random.Generator
+) -> list[int]:
+    """Part of every group, from ``content``, its number of cases of each class."""
+    total = content.sum(axis=0)
+    target = share[:, None] * total
+    filled = np.zeros_like(target)
+    dealt = [-1] * len(content)
+    shuffled = rng.permutation(len(content))
+    for g in shuffled[np.argsort(-content[shuffled].sum(axis=1), kind="stable")]:
+        after = filled + content[g] - target
+        cost = ((after**2 - (filled - target) ** 2) / total).sum(axis=1)
+        cost[share == 0] = np.inf
+        dealt[g] = int(cost.argmin())
+        filled[dealt[g]] += content[g]
+    return dealt
