@@ -17,7 +17,23 @@ settings.register_profile(
 )
 settings.load_profile("default")
 
+# the files that take longest, longest first: the last file to begin must be a short one
+LONG = (
+    "test_nnunet.py", "test_runner.py", "test_grid.py", "test_resume.py", "test_export.py",
+    "test_fusion.py", "test_compiled.py", "test_readme.py", "test_hostile.py", "test_data.py",
+    "test_package.py", "test_notebook.py", "test_doctor.py", "test_faults.py", "test_distributed.py",
+    "test_messages.py", "test_losses.py", "test_evaluate.py",
+)  # fmt: skip
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # pytest-xdist would begin with the most tests
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONG)))
 
 
 def shared(relative: str) -> Path:
