@@ -43,10 +43,7 @@ class Workspace:
     @property
     def environment(self) -> dict[str, str]:
         names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-        ours = subprocess.run(
-            [sys.executable, self.script("dmf"), "paths", "--nnunet"],
-            capture_output=True, text=True, check=True,
-        ).stdout.strip()  # fmt: skip
+        ours = str(bundled("nnunet_trainers"))  # what `dmf paths --nnunet` prints
         return {
             **os.environ,
             **{name: str(self.root / name) for name in names},
@@ -124,7 +121,7 @@ def workspace(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Works
     space.run("dmf", "convert", "busi", phantoms, "--to", "nnunet", "--dataset-id", 501)
     log = space.run(
         "nnUNetv2_plan_and_preprocess",
-        *("-d", 501, "-c", "2d", "-np", 2, "-npfp", 2, "--verify_dataset_integrity"),
+        *("-d", 501, "-c", "2d", "-np", 1, "-npfp", 1, "--verify_dataset_integrity"),
     )
     assert "verify_dataset_integrity Done" in log
     shrink(space.root / "nnUNet_preprocessed" / "Dataset501_BUSI")
