@@ -9,12 +9,14 @@ import sys
 import sysconfig
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from dmf_plugins.atomic import check_target, claim
 from dmf_plugins.data import READERS, convert_dataset
+from dmf_plugins.data.convert import Conversion
 from dmf_plugins.data.images import decode_gray
 from dmf_plugins.data.phantom import generate_phantoms
 from dmf_plugins.data.source import Source
@@ -56,12 +58,9 @@ def run_demo(
     if find_trainer(TRAINER) is None:
         raise UsageError(f"nnU-Net does not find {TRAINER}; dmf doctor says what to do")
     claim(output, "demo", overwrite)
-    folders = {
-        name: output / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-    }
-    for folder in folders.values():
-        folder.mkdir()
-    os.environ.update({name: str(folder) for name, folder in folders.items()})
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (output / name).mkdir()
+        os.environ[name] = str(output / name)
 
     _headline("1/5 data")
     if data is None:
@@ -69,69 +68,67 @@ def run_demo(
         console.print(f"generated phantoms in {data}")
     conversion = convert_dataset("busi", data, dataset_id=DATASET_ID, size=SIZE, progress=True)
     console.print(class_table(conversion.cases))
+    _train_and_predict(output, conversion.target, device)
+    _headline("5/5 results")
+    summary, fold = _score(output, data, conversion)
+    seconds = time.monotonic() - start
+    summary |= {"seconds": round(seconds), "device": device}
+    (output / "results.json").write_text(json.dumps(summary, indent=2) + "\n")
+    console.print(
+        f"lesion Dice {summary['lesion_dice']:.3f}, lesion IoU {summary['lesion_iou']:.3f} (mean over "
+        f"{summary['test_images']} held-out images, after 50 iterations), {seconds:.0f} s in all"
+    )
+    figure = summary["figure"]
+    for name, path in (("figure", figure), ("weights", fold / "dmf_dynamics.png"), ("log", fold)):
+        console.print(f"{name}: {path}", soft_wrap=True, highlight=False)
 
+
+def _train_and_predict(output: Path, raw: Path, device: str) -> None:
+    """nnU-Net's own three commands."""
     _headline("2/5 nnUNetv2_plan_and_preprocess")
     _call(
         "nnUNetv2_plan_and_preprocess",
         *("-d", DATASET_ID, "-c", "2d", "-npfp", 2, "-np", 2, "--clean"),
         "--verify_dataset_integrity",
     )
-    _add_configuration(folders["nnUNet_preprocessed"] / conversion.target.name)
-
+    _add_configuration(output / "nnUNet_preprocessed" / raw.name)
     _headline(f"3/5 nnUNetv2_train -tr {TRAINER} (on {device})")
     _call(
         "nnUNetv2_train",
-        DATASET_ID,
-        CONFIGURATION,
-        0,
-        "-tr",
-        TRAINER,
-        "-device",
-        device,
+        *(DATASET_ID, CONFIGURATION, 0, "-tr", TRAINER, "-device", device),
         env=_small(),
     )
-
     _headline("4/5 nnUNetv2_predict")
-    predictions = output / "predictions"
     _call(
         "nnUNetv2_predict",
-        *("-i", conversion.target / "imagesTs", "-o", predictions, "-d", DATASET_ID),
+        *("-i", raw / "imagesTs", "-o", output / "predictions", "-d", DATASET_ID),
         *("-c", CONFIGURATION, "-f", 0, "-tr", TRAINER, "-device", device, "-npp", 1, "-nps", 1),
         env=_small(),
     )
 
-    _headline("5/5 results")
+
+def _score(output: Path, data: Path, conversion: Conversion) -> tuple[dict[str, Any], Path]:
+    """Scores on the held-out images, drawn, and the folder of the training."""
+    raw, predictions = conversion.target, output / "predictions"
     test = [case for case in conversion.cases if case.split == "test"]
     truths, predicted = (
         [_label(folder / f"{case.case_id}.png") for case in test]
-        for folder in (conversion.target / "labelsTs", predictions)
+        for folder in (raw / "labelsTs", predictions)
     )
     scores = segmentation_metrics(np.stack(predicted), np.stack(truths), 2, aggregate="image")
-    fold = (
-        folders["nnUNet_results"]
-        / conversion.target.name
-        / f"{TRAINER}__nnUNetPlans__{CONFIGURATION}"
-        / "fold_0"
-    )
+    lesion = scores.foreground
+    model = f"{TRAINER}__nnUNetPlans__{CONFIGURATION}"
+    fold = output / "nnUNet_results" / raw.name / model / "fold_0"
     figure = output / "demo.png"
     originals = _originals(data, {case.case_id for case in test})
-    _draw(figure, conversion.target, predictions, originals, scores.lesion["dice"], fold)
-    seconds = time.monotonic() - start
+    _draw(figure, raw, predictions, originals, lesion["dice"], fold)
     summary = {
         "test_images": len(test),
-        "lesion_dice": scores.lesion["dice"],
-        "lesion_iou": scores.lesion["iou"],
-        "seconds": round(seconds),
-        "device": device,
+        "lesion_dice": lesion["dice"],
+        "lesion_iou": lesion["iou"],
         "figure": str(figure),
     }
-    (output / "results.json").write_text(json.dumps(summary, indent=2) + "\n")
-    console.print(
-        f"lesion Dice {scores.lesion['dice']:.3f}, lesion IoU {scores.lesion['iou']:.3f} "
-        f"(mean over {len(test)} held-out images, after 50 iterations), {seconds:.0f} s in all"
-    )
-    for name, path in (("figure", figure), ("weights", fold / "dmf_dynamics.png"), ("log", fold)):
-        console.print(f"{name}: {path}", soft_wrap=True, highlight=False)
+    return summary, fold
 
 
 def usable_device(name: str | None) -> str:

@@ -324,7 +324,7 @@ def test_decay_end_is_a_share_of_the_planned_training(planned):
     fusion = DynamicMemoryFusion(2, weighting="fixed", gamma0=4.0, decay_end=0.5)
     with pytest.raises(RuntimeError, match="plan"):
         fusion(torch.ones(2), torch.tensor(1.0))
-    fusion.plan(planned)
+    fusion.decay.plan(planned)
     for _ in range(planned // 2):
         fusion(torch.ones(2))
     assert fusion.gamma.item() == pytest.approx(0.04, rel=1e-3)
@@ -333,7 +333,7 @@ def test_decay_end_is_a_share_of_the_planned_training(planned):
     with pytest.raises(ValueError, match="decay_end"):
         DMFConfig(decay_end=0.0)
     with pytest.raises(ValueError, match="steps"):
-        fusion.plan(0)
+        fusion.decay.plan(0)
 
 
 def test_bayesian_saturates_and_min_weight_keeps_terms_alive():

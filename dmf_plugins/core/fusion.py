@@ -124,10 +124,6 @@ class DynamicMemoryFusion(nn.Module):
         """Factor the next auxiliary term gets, 0-d float32."""
         return self.decay.factor(self._step)
 
-    def plan(self, steps: int) -> None:
-        """Tell how many steps the whole training has, for ``decay_end``."""
-        self.decay.plan(steps)
-
     @property
     def step(self) -> Tensor:
         """Number of recorded steps, 0-d int64; a copy."""

@@ -63,7 +63,7 @@ class Decay:
             return auxiliary_factor(step, config.gamma0, config.decay_rate, config.decay_interval)
         if self.planned_steps is None:
             raise RuntimeError(
-                "decay_end is a share of the planned training; call loss.plan(steps) before it begins"
+                "decay_end is a share of the planned training; call plan(steps) before it begins"
             )
         rate = math.log(100) / (config.decay_end * self.planned_steps)
         return auxiliary_factor(step, config.gamma0, rate, 1)

@@ -156,7 +156,7 @@ class DMFLoss(nn.Module):
 
     def plan(self, steps: int) -> None:
         """Tell how many steps the whole training has; needed with ``decay_end`` alone."""
-        self.fusion.plan(steps)
+        self.fusion.decay.plan(steps)
 
     def terms(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Terms:
         """Raw values of all terms, recorded nowhere."""
