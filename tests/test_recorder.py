@@ -58,7 +58,14 @@ def test_every_step_is_logged_and_returned(tmp_path):
     np.testing.assert_allclose(log.iloc[:EPOCH, 2:], steps, rtol=1e-6)
     assert training.recorder.flush(2).empty
     training.recorder.draw()
-    assert (tmp_path / "dmf_dynamics.png").stat().st_size > 10_000
+    picture = tmp_path / "dmf_dynamics.png"
+    assert picture.stat().st_size > 10_000
+    picture.unlink()
+    training.recorder.draw()  # two checkpoints of one step: nothing new to see
+    assert not picture.exists()
+    training.epoch(2)
+    training.recorder.draw()
+    assert picture.exists()
 
 
 def test_a_step_of_several_calls_is_one_row(tmp_path):

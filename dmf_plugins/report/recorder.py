@@ -53,6 +53,7 @@ class Recorder:
         self.pending: list[Tensor] = []
         self._skipped = 0
         self._alone = 0
+        self._drawn = 0  # steps in the picture
 
     def start(self, before: int, column: Literal["epoch", "step"] = "epoch") -> None:
         """Say what trains, and keep only logged rows whose ``column`` is less than ``before``."""
@@ -87,8 +88,9 @@ class Recorder:
 
     def draw(self) -> None:
         """Draw the log; a failure is only reported, since no picture is worth a training of days."""
-        if not self.main or not self.log.steps:
+        if not self.main or self.log.steps == self._drawn:
             return
+        self._drawn = self.log.steps
         try:
             plot_dynamics(self.log.path, self.picture)
         except Exception as error:

@@ -27,7 +27,9 @@ CONFIGS = bundled("mmseg_configs")
 
 def tiny_config(work_dir: Path, **changes: Any) -> Config:
     """The tiny config with changes merged in; its data come from ``DMF_TEST_DATA``."""
-    cfg = Config.fromfile(TINY)
+    # formatted, as it is for every checkpoint, it would take longer than the training
+    content = Config.fromfile(TINY).to_dict()
+    cfg = Config(content, filename=str(TINY), format_python_code=False)
     cfg.work_dir = str(work_dir)
     cfg.experiment_name = str(uuid.uuid4())  # visualizers are kept by name
     cfg.visualizer.name = cfg.experiment_name

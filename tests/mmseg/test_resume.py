@@ -39,43 +39,44 @@ def resumed(work: Path, epochs: int = 2, **changes) -> Config:
     return tiny_config(work, resume=True, **{"train_cfg.max_epochs": epochs, **changes})
 
 
+KILLED = """
+import os, signal, sys
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+class Kill(Hook):
+    def after_train_iter(self, runner, **kwargs):
+        if runner.iter == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+runner = Runner.from_cfg(Config.fromfile(sys.argv[1]))
+runner.register_hook(Kill())
+runner.train()
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, None])
 def test_resume_after_a_kill_equals_an_uninterrupted_run(seed, config, tmp_path):
     """Four epochs in one go equal kill -9 in the midst of the third, and --resume: random flips in
     workers that outlive epochs, dropout, and (where no seed is set) the order of the images."""
-    code = (
-        "import os, signal, sys\n"
-        "from mmengine.config import Config\n"
-        "from mmengine.hooks import Hook\n"
-        "from mmengine.runner import Runner\n"
-        "class Kill(Hook):\n"
-        "    def after_train_iter(self, runner, **kwargs):\n"
-        "        if runner.iter == int(sys.argv[2]): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "runner = Runner.from_cfg(Config.fromfile(sys.argv[1]))\n"
-        "runner.register_hook(Kill())\n"
-        "runner.train()\n"
-    )
-
-    def go(cfg: Config, kill_at: int = -1) -> int:
-        cfg.train_dataloader.num_workers, cfg.train_dataloader.persistent_workers = 2, True
-        cfg.model.decode_head.dropout_ratio = 0.1
-        path = tmp_path / f"{cfg.experiment_name}.py"
-        cfg.dump(str(path))
-        command = [sys.executable, "-c", code, path, str(kill_at)]
-        return subprocess.run(command, check=False, capture_output=True).returncode
-
-    first = config("resumed", **{"randomness.seed": seed})
-    assert go(first, kill_at=7) == -signal.SIGKILL
+    changes = {"train_dataloader.num_workers": 2, "train_dataloader.persistent_workers": True}
+    changes["model.decode_head.dropout_ratio"] = 0.1
+    first = config("resumed", **{"randomness.seed": seed}, **changes)
+    first.dump(str(tmp_path / "first.py"))
+    command = [sys.executable, "-c", KILLED, tmp_path / "first.py"]
+    result = subprocess.run(command, check=False, capture_output=True)
+    assert result.returncode == -signal.SIGKILL, result.stderr
     assert not (Path(first.work_dir) / "epoch_3.pth").exists()
     kept = torch.load(Path(first.work_dir) / "epoch_2.pth", weights_only=True)
     with (Path(first.work_dir) / "dmf_log.csv").open("a") as stream:
         stream.write("2,6,0.1\n")  # a line cut short
     # a run without a seed of its own draws one; the uninterrupted run is given the same
-    whole = config("whole", **{"randomness.seed": kept["meta"]["seed"]})
-    assert go(whole) == 0
-    second = config("resumed", resume=True, **{"randomness.seed": seed})
-    assert go(second) == 0
+    whole = config("whole", **{"randomness.seed": kept["meta"]["seed"]}, **changes)
+    second = config("resumed", resume=True, **{"randomness.seed": seed}, **changes)
+    train(whole)
+    train(second)
     pd.testing.assert_frame_equal(table(second), table(whole))
     a, b = (
         torch.load(Path(c.work_dir) / "epoch_4.pth", weights_only=True) for c in (whole, second)
