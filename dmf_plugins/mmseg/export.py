@@ -24,7 +24,8 @@ CONFIG, CHECKPOINT = "config.py", "model.pth"
 _PLUGIN = "dmf_plugins"
 _FILTER = "BilateralFilter"
 _OURS = {*mmseg.__all__} - {_FILTER}  # the filter has no counterpart, all others go or are replaced
-_OUR_SCORE = re.compile(r"(^|/)((lesion|paper)_\w+|accuracy|cb_dice)$")
+_OUR_SCORE = re.compile(r"(^|/)((lesions?|paper|false)_\w+|accuracy|cb_dice)$")
+_LOSSES = {"DMFLoss", "MMSegDMFLoss"}
 _PLAIN_METRIC = {"type": "IoUMetric", "iou_metrics": ["mIoU", "mDice"]}
 # run with the result, in a process where nothing of ours can be imported
 _PROOF = f"""
@@ -152,7 +153,7 @@ def _plain_part(part: ConfigDict, dataset_meta: dict[str, Any]) -> None:
         kept = {k: part[k] for k in ("prefix", "ignore_index", "collect_device") if k in part}
         part.clear()
         part.update(**_PLAIN_METRIC, **kept)
-    if kind in ("DMFLoss", "MMSegDMFLoss"):
+    if kind in _LOSSES:
         kept = {key: part[key] for key in ("loss_weight", "loss_name") if key in part}
         sigmoid = bool(part.get("use_sigmoid"))
         part.clear()
@@ -160,11 +161,13 @@ def _plain_part(part: ConfigDict, dataset_meta: dict[str, Any]) -> None:
     losses = part.get("loss_decode")
     if part.get("out_channels") == 1:  # children come later, and keep what is set here
         for loss in losses if isinstance(losses, list) else [losses]:
-            if _kind(loss) in ("DMFLoss", "MMSegDMFLoss"):
+            if _kind(loss) in _LOSSES:
                 loss["use_sigmoid"] = True
     for key in ("save_best", "monitor"):
-        if key in part:
-            part[key] = _plain_scores(part[key])
+        if key in part and (plain := _plain_scores(part[key])) != part[key]:
+            part[key] = plain
+            if part.get("rule") == "less":  # of false alarms
+                part.rule = "greater"
 
 
 def _plain_scores(names: Any) -> Any:
@@ -177,26 +180,30 @@ def _plain_scores(names: Any) -> Any:
     return f"{prefix}/mDice" if prefix else "mDice"
 
 
+def _name(value: Any) -> str | None:
+    """Name of a class, whether given as such, as its path or with a scope."""
+    if isinstance(value, type):
+        return value.__name__
+    return value.rpartition(".")[2] if isinstance(value, str) else None
+
+
 def _kind(part: Any) -> str | None:
-    """Name of what a dict of a config builds, whatever way its type is given."""
-    kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(kind, type):
-        return kind.__name__
-    return kind.rpartition(".")[2] if isinstance(kind, str) else None
+    """Name of what a dict of a config builds."""
+    return _name(part.get("type")) if isinstance(part, dict) else None
 
 
 def _mentions(value: Any) -> bool:
     """Whether a variable of a config is, or holds, something of ours."""
-    parts = _dicts(value) if isinstance(value, (dict, list, tuple)) else [{"type": value}]
-    return any(_kind(part) in _OURS for part in parts)
+    return _name(value) in _OURS or any(_kind(part) in _OURS for part in _dicts(value))
 
 
 def _dicts(node: Any) -> Iterator[ConfigDict]:
     """Every dict of a config, at any depth, parents first."""
     if isinstance(node, dict):
         yield node
-    for child in list(node.values()) if isinstance(node, dict) else node:
-        if isinstance(child, (dict, list, tuple)):
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
             yield from _dicts(child)
 
 

@@ -102,15 +102,10 @@ class MMSegDMFLoss(nn.Module):
         self.loss = PlainDMFLoss(terms, auxiliary, weighting, **options)
         self._registered = [m for m in self.modules() if isinstance(m, RegisteredTerm)]
         self.loss_weight = loss_weight
-        self._loss_name = loss_name
+        self.loss_name = loss_name
         self.hooked = False
         self.calls = 0
         self._first_iter: int | None = None
-
-    @property
-    def loss_name(self) -> str:
-        """Key of the total in the head's losses."""
-        return self._loss_name
 
     @property
     def dmf(self) -> PlainDMFLoss:

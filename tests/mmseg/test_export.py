@@ -93,6 +93,7 @@ custom_hooks = [
     dict(type=DMFHook),
     dict(type="EpochSeedHook"),
     dict(type="EarlyStoppingHook", monitor="x/lesion_dice"),
+    dict(type="EarlyStoppingHook", monitor="false_lesions", rule="less"),
 ]
 default_hooks = dict(
     dmf=dict(type="DMFHook"),
@@ -122,7 +123,10 @@ def test_nothing_of_ours_is_left_however_it_was_written(tmp_path):
         data = plain.train_dataloader.dataset.dataset
         assert data.metainfo.classes == ("background", "lesion")
         assert plain.default_hooks.checkpoint.save_best == ["mDice"]
-        assert plain.custom_hooks == [dict(type="EarlyStoppingHook", monitor="x/mDice")]
+        assert plain.custom_hooks == [
+            dict(type="EarlyStoppingHook", monitor="x/mDice"),
+            dict(type="EarlyStoppingHook", monitor="mDice", rule="greater"),
+        ]
         assert plain.custom_imports.imports == ["json"]
         assert plain.train_pipeline
 
