@@ -332,10 +332,12 @@ def test_split_goes_where_nnunet_reads_it(phantoms, tmp_path, monkeypatch):
         convert_dataset("busi", phantoms, dataset_id=7)
 
 
-@pytest.mark.parametrize("spoilt", ["pre", "pre/Dataset501_BUSI", "pre/Dataset501_BUSI/splits"])
-def test_where_the_split_cannot_go_is_told_before_the_work(spoilt, phantoms, tmp_path, monkeypatch):
+@pytest.mark.parametrize("invalid", ["pre", "pre/Dataset501_BUSI", "pre/Dataset501_BUSI/splits"])
+def test_where_the_split_cannot_go_is_told_before_the_work(
+    invalid, phantoms, tmp_path, monkeypatch
+):
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "pre"))
-    path = tmp_path / spoilt
+    path = tmp_path / invalid
     if path.name == "splits":
         path = path.with_name("splits_final.json")
         path.mkdir(parents=True)
@@ -405,7 +407,7 @@ SPOILERS = [
 
 
 @pytest.mark.parametrize("spoil", SPOILERS, ids=lambda f: f.__name__)
-def test_a_spoilt_case_is_named_and_nothing_is_written(spoil, copy, tmp_path):
+def test_an_invalid_case_is_named_and_nothing_is_written(spoil, copy, tmp_path):
     message = spoil(copy)
     out = tmp_path / "out"
     with pytest.raises(DataError, match=message):
@@ -416,7 +418,7 @@ def test_a_spoilt_case_is_named_and_nothing_is_written(spoil, copy, tmp_path):
     assert any(remark.startswith("left out:") for remark in result.remarks)
 
 
-def test_all_spoilt_cases_are_told_at_once(copy, tmp_path):
+def test_all_invalid_cases_are_told_at_once(copy, tmp_path):
     spoil_missing_mask(copy)
     spoil_size(copy)
     with pytest.raises(DataError, match=r"2 case\(s\).*") as error:

@@ -178,7 +178,7 @@ def test_a_fault_is_named_and_nothing_is_left(kind, busi, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [k for k in FAULTS if FAULTS[k][1] in (IMAGE, MASK_NAME)])
-def test_skip_invalid_leaves_the_spoilt_case_out(kind, busi, tmp_path):
+def test_skip_invalid_leaves_the_invalid_case_out(kind, busi, tmp_path):
     FAULTS[kind][0](busi)
     result = convert_dataset("busi", busi, "mmseg", output=tmp_path / "out", skip_invalid=True)
     assert len(result.cases) == 15
