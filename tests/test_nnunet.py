@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -533,6 +534,8 @@ def test_every_trainer_of_nnunet_trains_with_the_mixin(build, monkeypatch, capsy
             trainer.run_training()
         except BaseException as error:
             return f"{type(error).__name__}: {error}"
+        finally:
+            gc.collect()  # trainer and optimizer hold each other; the largest networks take gigabytes
         if DMFTrainerMixin in bases:
             assert len(pd.read_csv(Path(trainer.output_folder) / "dmf_log.csv")) == 2
             told = re.search(r"DMF replaces the loss of .*", Path(trainer.log_file).read_text())
