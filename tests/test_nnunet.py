@@ -540,7 +540,7 @@ def test_every_trainer_of_nnunet_trains_with_the_mixin(build, monkeypatch, capsy
             assert len(pd.read_csv(Path(trainer.output_folder) / "dmf_log.csv")) == 2
             told = re.search(r"DMF replaces the loss of .*", Path(trainer.log_file).read_text())
             assert (told is not None) == (bases[-1]._build_loss is not nnUNetTrainer._build_loss)
-            replaced.append(told and told.group())
+            replaced.append(told and told.group().rstrip())
         return ""
 
     trained, left_out, failed, replaced = [], {}, {}, []

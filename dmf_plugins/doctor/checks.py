@@ -204,8 +204,7 @@ def _mmseg(python: Interpreter) -> Iterator[Finding]:
     code = (
         "import mmseg, dmf_plugins.mmseg\n"
         "from mmseg.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS\n"
-        "from mmengine.registry import HOOKS as BASE\n"
-        "wanted = ((MODELS, 'DMFLoss'), (BASE, 'DMFHook'), (METRICS, 'DMFMetric'),\n"
+        "wanted = ((MODELS, 'DMFLoss'), (HOOKS, 'DMFHook'), (METRICS, 'DMFMetric'),\n"
         "          (DATASETS, 'BreastUltrasoundDataset'), (TRANSFORMS, 'BilateralFilter'))\n"
         "lost = [name for registry, name in wanted if registry.get(name) is None]\n"
         "assert not lost, f'not registered: {lost}'\n"
