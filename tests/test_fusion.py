@@ -300,10 +300,10 @@ def test_a_saturated_posterior_does_not_turn_an_infinite_term_into_nan():
 def test_bayesian_forgets():
     history = decreasing(400)
 
-    def at(forgetting, steps=400):
+    def at(forgetting):
         rule = {"type": "bayesian", "forgetting": forgetting}
         fusion = DynamicMemoryFusion(3, weighting=rule, memory_size=50, min_history=20)
-        return feed(fusion, history[:steps])
+        return feed(fusion, history)
 
     paper = DynamicMemoryFusion(3, weighting="bayesian", memory_size=50, min_history=20)
     assert torch.equal(at(1.0), feed(paper, history))

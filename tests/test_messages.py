@@ -176,7 +176,7 @@ def test_a_closed_pipe_is_no_error_of_ours(phantoms, tmp_path):
 def test_the_demo_checks_its_device_first(name, words, tmp_path):
     pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
     if name == "mps" and sys.platform == "darwin":
-        pytest.skip("this machine may have it")
+        pytest.skip("macOS may have the device mps")
     result = dmf("demo", "--device", name, "--output", tmp_path / "demo")
     fails(result, 2, "--device", words)
     assert not list(tmp_path.iterdir())

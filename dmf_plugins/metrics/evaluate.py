@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from dmf_plugins.errors import DataError, needs
-from dmf_plugins.metrics.distance import surface_distances
+from dmf_plugins.metrics.distance import SurfaceDistances, surface_distances
 from dmf_plugins.metrics.labelmaps import LabelMap, find_label_maps, read_label_map
-from dmf_plugins.metrics.lesions import detection_scores, lesion_counts
+from dmf_plugins.metrics.lesions import LesionCounts, detection_scores, lesion_counts
 from dmf_plugins.metrics.segmentation import (
     NAMES,
     Scores,
@@ -31,8 +31,7 @@ from dmf_plugins.progress import track
 
 PER_IMAGE = "per_image.csv"
 DISTANCES = ("hd95", "assd")  # in a unit
-SURFACE = (*DISTANCES, "surface_dice")
-LESIONS = ("lesions", "lesions_found", "false_lesions", "true_pixels", "predicted_pixels")
+DETECTION = (*LesionCounts._fields, "true_pixels", "predicted_pixels")
 PLACE = ("spacing", "origin", "direction")  # of a volume in space
 RESAMPLES = 2000
 Row = dict[str, dict[str, float]]  # score -> {mean, low, high, n}
@@ -189,11 +188,11 @@ def _ranks(found: LabelMap, path: Path, labels: Mapping[str, int], keep: np.ndar
 def _summary(
     table: pd.DataFrame, counts: np.ndarray, labels: Mapping[str, int], seed: int
 ) -> dict[str, Row]:
-    names = [name for name in (*NAMES, *SURFACE) if name in table]
+    names = [name for name in (*NAMES, *SurfaceDistances._fields) if name in table]
     # [images, classes] of every score, in the order of the images
     by_class, numbers = (
         {n: table[n].to_numpy(float).reshape(len(counts), len(labels)) for n in wanted}
-        for wanted in (names, LESIONS)
+        for wanted in (names, DETECTION)
     )
 
     def interval(
@@ -212,8 +211,8 @@ def _summary(
     lesion["accuracy"] = of_images(accuracy(counts))
     lesion["cb_dice"] = of_images(cb_dice(counts))
 
-    def detection(*numbers: Scores) -> Row:
-        scores = detection_scores(np.stack(numbers[:3], -1), *numbers[3:])
+    def detection(*columns: Scores) -> Row:
+        scores = detection_scores(np.stack(columns[:3], -1), *columns[3:])
         return {name: of_images(values) for name, values in scores.items()}
 
     lesion |= detection(*(values.sum(-1) for values in numbers.values()))

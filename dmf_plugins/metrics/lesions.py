@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from dmf_plugins.errors import needs
 
+COUNTED = ("false_lesions", "false_alarm_pixels")  # of detection_scores; the others are shares
+
 
 class LesionCounts(NamedTuple):
     """Connected components of one image and class."""

@@ -17,8 +17,7 @@ from dmf_plugins.metrics import (
     lesion_counts,
     metrics_from_counts,
 )
-
-_COUNTED = ("false_lesions", "false_alarm_pixels")  # all others are shares
+from dmf_plugins.metrics.lesions import COUNTED
 
 
 @METRICS.register_module()
@@ -64,9 +63,10 @@ class DMFMetric(IoUMetric):
         scores = {f"lesion_{name}": value for name, value in images.lesion.items()}
         scores |= {f"paper_{name}": value for name, value in pooled.paper.items()}
         scores |= {"accuracy": pooled.accuracy, "cb_dice": pooled.cb_dice}
+        scores = {name: 100 * value for name, value in scores.items()}
         true, predicted = counts.sum(axis=2)[:, 1:], counts.sum(axis=1)[:, 1:]
         detected = detection_scores(lesions, true.sum(axis=1), predicted.sum(axis=1))
         for name, values in detected.items():
             if not np.isnan(values).all():
-                scores[name] = float(np.nanmean(values)) / (100 if name in _COUNTED else 1)
-        return {name: round(100 * float(value), 2) for name, value in scores.items()}
+                scores[name] = float(np.nanmean(values)) * (1 if name in COUNTED else 100)
+        return {name: round(value, 2) for name, value in scores.items()}

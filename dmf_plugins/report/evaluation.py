@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from dmf_plugins.atomic import building
 from dmf_plugins.metrics.evaluate import DISTANCES, PER_IMAGE, Evaluation, Row
+from dmf_plugins.metrics.lesions import COUNTED
 
 _CONVENTIONS = (
     "lesion: foreground classes, per image, mean over images; the convention of the field.",
@@ -34,19 +35,18 @@ _DETECTION_RULE = (
     "A lesion is a connected component of the truth, found when a prediction touches it (share per "
     "image that has one); a predicted component that touches none is a false lesion."
 )
-_COUNTED = (*DISTANCES, "false_lesions", "false_alarm_pixels")  # the others are shares
-_NONE = {"n": 0}
 _PLOTTED = ("dice", "iou", "precision", "recall")
 
 
 def evaluation_markdown(evaluation: Evaluation) -> str:
     """Summary as a table, overlap in percent, distances in their unit."""
     summary = evaluation.summary
-    names = list(dict.fromkeys(name for row in summary.values() for name in row))
-    heads = {n: f"{n} ({evaluation.unit})" if n in DISTANCES else n for n in names}
-    lines = _table(summary, {n: head for n, head in heads.items() if n not in _DETECTION})
-    known = [n for n in _DETECTION if any(row.get(n, _NONE)["n"] for row in summary.values())]
+    names = dict.fromkeys(
+        name for row in summary.values() for name in row if name not in _DETECTION
+    )
+    lines = _table(summary, {n: f"{n} ({evaluation.unit})" if n in DISTANCES else n for n in names})
     detected = {name: row for name, row in summary.items() if name != "paper"}
+    known = [name for name in _DETECTION if any(row[name]["n"] for row in detected.values())]
     lines += ["", *_table(detected, {n: _DETECTION[n] for n in known}), "", _DETECTION_RULE]
     images = evaluation.per_image["image"].nunique()
     note = f"Overlap in percent, over {images} images, with bootstrap 95 % intervals. {_EMPTY_RULE}"
@@ -55,9 +55,10 @@ def evaluation_markdown(evaluation: Evaluation) -> str:
 
 def _table(summary: Mapping[str, Row], heads: Mapping[str, str]) -> list[str]:
     """One line per row of the summary, one column per score in ``heads``."""
+    counted = (*DISTANCES, *COUNTED)  # the others are shares
     lines = [f"| | {' | '.join(heads.values())} |", "|---" * (len(heads) + 1) + "|"]
     for row, scores in summary.items():
-        cells = [_cell(scores.get(name), 1 if name in _COUNTED else 100) for name in heads]
+        cells = [_cell(scores.get(name), 1 if name in counted else 100) for name in heads]
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return lines
 

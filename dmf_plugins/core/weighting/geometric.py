@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dmf_plugins.core.weighting.base import WEIGHTINGS, Window
@@ -19,6 +18,4 @@ def geometric(window: Window) -> Tensor:
     Aggregation and Geometric Loss Strategy for Multi-Task Learning", CVPR Workshops 2019.
     The mean over the memory keeps one odd batch from moving the weights.
     """
-    share = (window.valid / window.count()).T
-    mean = torch.where(window.valid, window.history, 0.0)
-    return -(share @ mean)[0].abs().clamp_min(_TINY).log()
+    return -window.blocks(1)[0].abs().clamp_min(_TINY).log()
