@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 
 import numpy as np
@@ -129,9 +130,9 @@ class LastStep(nn.Module):
         return self.fusion.weights, self.fusion.step, self.fusion.skipped, self.fusion._history
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("n", [1, 2, 3, 4])
-def test_ten_thousand_odd_histories_at_once(rule, n):
+@functools.cache
+def memories(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """2500 odd histories of ``n`` terms: the memory before the last step, its step, and that step."""
     rows, last, steps = [], [], []
     for seed in range(2500):
         history = odd_history(seed, n)
@@ -139,21 +140,28 @@ def test_ten_thousand_odd_histories_at_once(rule, n):
         rows.append(torch.cat((torch.zeros(9 - len(kept), n), kept)))
         last.append(history[-1])
         steps.append(len(kept))
+    return torch.stack(rows), torch.tensor(steps), torch.stack(last)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_ten_thousand_odd_histories_at_once(rule, n):
+    history, steps, last = memories(n)
     module = LastStep(
         DynamicMemoryFusion(n, weighting=rule, memory_size=9, min_history=1, persistent=True)
     )
     state = module.state_dict()
-    given = {"fusion._history": torch.stack(rows), "fusion._step": torch.tensor(steps)}
+    given = {"fusion._history": history, "fusion._step": steps}
 
     def step(memory, values):
         return torch.func.functional_call(module, {**state, **memory}, values)
 
     with torch.no_grad():
-        weights, step_count, skipped, after = torch.vmap(step)(given, torch.stack(last))
+        weights, step_count, skipped, after = torch.vmap(step)(given, last)
     assert weights.isfinite().all()
     assert (weights >= 0).all()
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(2500), atol=1e-5, rtol=0)
-    assert torch.equal(step_count + skipped, torch.tensor(steps) + 1)
+    assert torch.equal(step_count + skipped, steps + 1)
     assert after.isfinite().all()
 
 
