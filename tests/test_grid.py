@@ -16,8 +16,9 @@ import pandas as pd
 import pytest
 
 from dmf_plugins.errors import DataError, DMFError, UsageError
-from dmf_plugins.grid.plan import RESULT, GridPlan, grid_settings, load_plan, make_plan
+from dmf_plugins.grid.plan import GridPlan, grid_settings
 from dmf_plugins.report.tables import best_in_bold, mean_and_std, table_latex, table_markdown
+from dmf_plugins.trials.engine import RESULT
 
 from .test_cli import dmf
 
@@ -62,34 +63,34 @@ def test_wrong_settings_are_named(rules, auxiliaries, variants, message):
 
 
 def test_a_grid_can_grow_but_not_change(tmp_path):
-    make_plan(plan(tmp_path / "g"))
+    plan(tmp_path / "g").begin()
     plan(tmp_path / "g").data_root(0).mkdir(parents=True)
     more = grid_settings(["mad"], ["none"], {})
-    grown = make_plan(plan(tmp_path / "g", settings=more, seeds=[1]))
+    grown = plan(tmp_path / "g", settings=more, seeds=[1]).begin()
     assert grown.seeds == [0, 1]
     assert list(grown.settings) == ["fixed", "variance+cb_dice", "mad+none"]
-    assert [cell.name for cell in load_plan(tmp_path / "g").cells()][3] == "fixed/seed1"
+    assert [cell.name for cell in GridPlan.load(tmp_path / "g").cells()][3] == "fixed/seed1"
     with pytest.raises(UsageError, match="epochs=2"):
-        make_plan(plan(tmp_path / "g", epochs=3))
+        plan(tmp_path / "g", epochs=3).begin()
     with pytest.raises(UsageError, match="another setting 'fixed'"):
-        make_plan(plan(tmp_path / "g", settings={"fixed": {"weighting": "mad"}}))
+        plan(tmp_path / "g", settings={"fixed": {"weighting": "mad"}}).begin()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(UsageError, match="was not written by"):
-        make_plan(plan(tmp_path / "other"))
+        plan(tmp_path / "other").begin()
     with pytest.raises(UsageError, match="holds no grid"):
-        load_plan(tmp_path / "none")
+        GridPlan.load(tmp_path / "none")
     whole = json.loads((tmp_path / "g" / "grid.json").read_text())
     for change in ({"settings": {}}, {"seeds": ["0"]}, {"epochs": "2"}, {"dataset": "x"}, {"x": 1}):
         (tmp_path / "g" / "grid.json").write_text(json.dumps({**whole, **change}))
         with pytest.raises(DataError, match=r"grid\.json is damaged .*remove it"):
-            load_plan(tmp_path / "g")
+            GridPlan.load(tmp_path / "g")
     for content in ("{", "[]", "1"):
         (tmp_path / "g" / "grid.json").write_text(content)
         with pytest.raises(DataError, match=r"grid\.json is damaged"):
-            load_plan(tmp_path / "g")
+            GridPlan.load(tmp_path / "g")
     (tmp_path / "g" / "grid.json").unlink()  # as the message says
-    assert make_plan(plan(tmp_path / "g")).begun
+    assert plan(tmp_path / "g").begin().begun
 
 
 def test_a_mistyped_grid_can_be_corrected(phantoms, tmp_path):
@@ -169,7 +170,7 @@ def test_cells_share_split_and_initial_network_and_are_scored_on_the_test_part(g
     assert results["initial_weights"].nunique() == 1
     assert results["lesion_dice"].between(0, 100).all()
     truth = sorted(p.name for p in (grid / "data/seed0/BUSI/ann_dir/test").iterdir())
-    for cell in load_plan(grid).cells():
+    for cell in GridPlan.load(grid).cells():
         assert sorted(p.name for p in (cell.folder / "predictions").iterdir()) == truth
         images = pd.read_csv(cell.folder / "per_image.csv")
         # what mmengine's evaluator saw and what lies on disk agree
@@ -200,7 +201,7 @@ def test_tables_and_figures_are_written(grid):
 def test_jobs_for_a_scheduler_and_single_cells(grid):
     nothing = dmf("grid", "--output", grid, "--jobs")
     assert nothing.stdout.strip() == ""
-    cell = load_plan(grid).cells()[1]
+    cell = GridPlan.load(grid).cells()[1]
     (cell.folder / RESULT).rename(cell.folder / "aside")
     jobs = dmf("grid", "--output", grid, "--jobs").stdout.strip()
     (cell.folder / "aside").rename(cell.folder / RESULT)
@@ -212,7 +213,7 @@ def test_jobs_for_a_scheduler_and_single_cells(grid):
 
 @pytest.mark.slow
 def test_cells_that_began_differently_are_not_compared(grid):
-    cell = load_plan(grid).cells()[1]
+    cell = GridPlan.load(grid).cells()[1]
     good = (cell.folder / RESULT).read_text()
     try:
         (cell.folder / RESULT).write_text(json.dumps({**json.loads(good), "initial_weights": "x"}))

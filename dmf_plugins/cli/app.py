@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -70,3 +71,15 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if len(parts) > 2 or not all(part.isdigit() for part in parts):
         raise UsageError(f"--size must be WIDTHxHEIGHT or one number, got {text!r}")
     return int(parts[0]), int(parts[-1])
+
+
+def parse_json(entries: list[str] | None, option: str) -> dict[str, Any]:
+    """``NAME=JSON`` entries of a repeatable option; raises ``UsageError`` on anything else."""
+    values = {}
+    for entry in entries or []:
+        key, _, value = entry.partition("=")
+        try:
+            values[key] = json.loads(value)
+        except ValueError as error:
+            raise UsageError(f"{option} {entry!r} must be NAME=JSON ({error})") from error
+    return values

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import Annotated, Optional
 
 import typer
 
-from dmf_plugins.cli.app import Overwrite, app, path
+from dmf_plugins.cli.app import Overwrite, app, parse_json, path
 from dmf_plugins.errors import UsageError, needs
-
-if TYPE_CHECKING:
-    from dmf_plugins.grid.plan import GridPlan
 
 
 @app.command(epilog="Example: dmf demo --data Dataset_BUSI_with_GT.zip --output demo")
@@ -92,72 +90,43 @@ def grid(
     killed one starts anew, and new settings or seeds may be added to a grid. Writes tables 1-3
     (Markdown, CSV, LaTeX), paired tests against fixed weights, and figures 1-5 (PNG, SVG).
     """
-    import json
-
-    from dmf_plugins.grid.plan import GridPlan, grid_settings, load_plan, make_plan
-
-    def parse(entries: list[str] | None, option: str) -> dict[str, object]:
-        values = {}
-        for entry in entries or []:
-            key, _, value = entry.partition("=")
-            try:
-                values[key] = json.loads(value)
-            except ValueError as error:
-                raise UsageError(f"{option} {entry!r} must be NAME=JSON ({error})") from error
-        return values
+    from dmf_plugins.grid.plan import GridPlan, grid_settings
+    from dmf_plugins.trials import engine
 
     if data is None:
-        plan = load_plan(output)
+        plan = GridPlan.load(output)
     else:
-        variants = parse(variant, "--variant")
+        variants = parse_json(variant, "--variant")
         if not all(isinstance(v, dict) for v in variants.values()):
             raise UsageError("--variant must be NAME={...}, a JSON object of DMFLoss options")
-        plan = make_plan(
-            GridPlan(
-                output=output,
-                dataset=dataset,
-                data=os.path.realpath(data),
-                settings=grid_settings(
-                    [r for r in rules.split(",") if r],
-                    [a for a in auxiliaries.split(",") if a],
-                    variants,  # type: ignore[arg-type]
-                ),
-                seeds=list(range(seeds)),
-                epochs=epochs,
-                size=size,
-                filters=filters,
-                batch_size=batch_size,
-                cfg_options=parse(cfg_options, "--cfg-options"),
-            )
-        )
+        plan = GridPlan(
+            output=output,
+            dataset=dataset,
+            data=os.path.realpath(data),
+            settings=grid_settings(
+                [r for r in rules.split(",") if r],
+                [a for a in auxiliaries.split(",") if a],
+                variants,
+            ),
+            seeds=list(range(seeds)),
+            epochs=epochs,
+            size=size,
+            filters=filters,
+            batch_size=batch_size,
+            cfg_options=parse_json(cfg_options, "--cfg-options"),
+        ).begin()
     if cell is not None:
-        _grid_cell(plan, cell)
+        with needs("mmseg,evaluate"):
+            from dmf_plugins.grid.cell import run_cell
+        typer.echo(engine.run_one(plan, cell, partial(run_cell, plan)))
         return
     if not report:
         plan.prepare_data(progress=True)
-        from dmf_plugins.grid.run import default_workers, job_commands, run_cells
-
         if jobs:
-            typer.echo("\n".join(job_commands(plan)))
+            typer.echo("\n".join(engine.job_commands(plan)))
             return
-        run_cells(plan, workers or default_workers())
+        engine.run_cells(plan, workers or engine.default_workers())
     from dmf_plugins.grid.report import write_report
 
     for written in write_report(plan):
         typer.echo(f"wrote {written}")
-
-
-def _grid_cell(plan: GridPlan, which: str) -> None:
-    cells = plan.cells()
-    names = {str(key): cell for i, cell in enumerate(cells) for key in (i, cell.name)}
-    if which not in names:
-        raise UsageError(f"--cell must be 0..{len(cells) - 1} or a name such as {cells[0].name}")
-    chosen = names[which]
-    if chosen.finished:
-        typer.echo(f"{chosen.name} has finished already")
-        return
-    with needs("mmseg,evaluate"):
-        from dmf_plugins.grid.cell import run_cell
-    with chosen.lock():
-        run_cell(plan, chosen)
-    typer.echo(f"finished {chosen.name}")

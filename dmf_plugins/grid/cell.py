@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 import shutil
 import time
 from pathlib import Path
@@ -18,10 +17,10 @@ from mmengine.runner import Runner
 
 import dmf_plugins
 import dmf_plugins.mmseg
-from dmf_plugins.data.writers import write_json
-from dmf_plugins.grid.plan import RESULT, Cell, GridPlan
+from dmf_plugins.grid.plan import GridPlan
 from dmf_plugins.metrics.evaluate import PER_IMAGE, evaluate_folders
 from dmf_plugins.paths import bundled
+from dmf_plugins.trials.engine import Cell
 
 CONFIG = "unet_dmf_busi-128x128.py"
 VALIDATIONS = 10  # a training
@@ -82,8 +81,7 @@ def run_cell(plan: GridPlan, cell: Cell) -> dict[str, Any]:
         "seconds": round(time.monotonic() - start),
         "versions": {"dmf_plugins": dmf_plugins.__version__, "torch": torch.__version__},
     }
-    write_json(cell.folder / f".{RESULT}", result)
-    os.replace(cell.folder / f".{RESULT}", cell.folder / RESULT)
+    cell.finish(result)
     return result
 
 

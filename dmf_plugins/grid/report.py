@@ -12,13 +12,14 @@ from dmf_plugins.data import READERS
 from dmf_plugins.data.images import decode_gray
 from dmf_plugins.data.source import Source
 from dmf_plugins.errors import DataError
-from dmf_plugins.grid.plan import BASELINE, Cell, GridPlan
+from dmf_plugins.grid.plan import BASELINE, GridPlan
 from dmf_plugins.metrics.compare import compare_scores, image_scores
 from dmf_plugins.report.dynamics import plot_dynamics_grid
 from dmf_plugins.report.evaluation import comparison_markdown
 from dmf_plugins.report.log import read_log
 from dmf_plugins.report.samples import plot_samples
 from dmf_plugins.report.tables import best_in_bold, mean_and_std, table_latex, table_markdown
+from dmf_plugins.trials.engine import Cell
 
 COLUMNS = {
     "dice": "Dice",
