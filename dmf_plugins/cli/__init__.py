@@ -8,11 +8,11 @@ from typing import NoReturn
 
 import typer
 
-from dmf_plugins.cli import data, results, setup, training
+from dmf_plugins.cli import data, results, setup, training, trial
 from dmf_plugins.cli.app import app
 from dmf_plugins.errors import DMFError, describe
 
-__all__ = ["app", "data", "main", "results", "setup", "training"]
+__all__ = ["app", "data", "main", "results", "setup", "training", "trial"]
 _SIGPIPE = 128 + 13  # as a shell reports it
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import shutil
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ import dmf_plugins.mmseg
 from dmf_plugins.grid.plan import GridPlan
 from dmf_plugins.metrics.evaluate import PER_IMAGE, evaluate_folders
 from dmf_plugins.paths import bundled
+from dmf_plugins.trials.digest import network_digest
 from dmf_plugins.trials.engine import Cell
 
 CONFIG = "unet_dmf_busi-128x128.py"
@@ -33,11 +33,7 @@ class InitialWeightsHook(Hook):
     digest = ""
 
     def before_train(self, runner: Runner) -> None:
-        digest = hashlib.sha256()
-        for name, value in sorted(runner.model.state_dict().items()):
-            if "loss_decode" not in name:
-                digest.update(name.encode() + value.cpu().numpy().tobytes())
-        self.digest = digest.hexdigest()[:16]
+        self.digest = network_digest(runner.model.state_dict())
 
 
 def run_cell(plan: GridPlan, cell: Cell) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -60,9 +60,15 @@ def compare_runs(
 
 
 def compare_scores(
-    pairs: Sequence[tuple[tuple[str, pd.Series], tuple[str, pd.Series]]], *, seed: int = 0
+    pairs: Sequence[tuple[tuple[str, pd.Series], tuple[str, pd.Series]]],
+    *,
+    groups: Mapping[str, str] | None = None,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """As :func:`compare_runs`, from named scores indexed by image.
+
+    Images of one of ``groups`` (image -> group; an image without one is its own) are resampled
+    together, and enter the test as their mean.
 
     Raises:
         DataError: the two sides of a pair hold different images.
@@ -72,7 +78,10 @@ def compare_scores(
         for image in sorted(set(a.index) ^ set(b.index)):
             raise DataError(f"{first} and {second} hold different images, such as {image}")
         difference = (a - b.reindex(a.index)).to_numpy()
-        spread = bootstrap_interval(partial(_mean_of, difference), len(a), seed)
+        group = pd.Series(list(a.index)).map(lambda image: (groups or {}).get(image, image))
+        units = pd.Series(difference).groupby(group).agg(["sum", "size", "mean"])
+        statistic = partial(_mean_of, units["sum"].to_numpy(), units["size"].to_numpy())
+        spread = bootstrap_interval(statistic, len(units), seed)
         rows.append(
             {
                 "a": first,
@@ -83,7 +92,7 @@ def compare_scores(
                 "difference": spread["mean"],
                 "low": spread["low"],
                 "high": spread["high"],
-                "p": wilcoxon_p(difference),
+                "p": wilcoxon_p(units["mean"].to_numpy()),
             }
         )
     table = pd.DataFrame(rows)
@@ -93,8 +102,8 @@ def compare_scores(
     return table
 
 
-def _mean_of(values: np.ndarray, index: np.ndarray) -> np.ndarray:
-    return values[index].mean(axis=-1)
+def _mean_of(sums: np.ndarray, sizes: np.ndarray, index: np.ndarray) -> np.ndarray:
+    return sums[index].sum(axis=-1) / sizes[index].sum(axis=-1)
 
 
 def image_scores(run: Path, score: str = "dice") -> pd.Series:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -136,9 +137,15 @@ def unfinished(plan: Cells) -> list[tuple[int, Cell]]:
 def job_commands(plan: Cells) -> list[str]:
     """One command per cell that has not finished, for a scheduler to run anywhere."""
     return [
-        f"dmf {plan.command} --output {plan.output} --cell {i}  # {cell.name}"
+        f"dmf {plan.command} --output {shlex.quote(str(plan.output))} --cell {i}  # {cell.name}"
         for i, cell in unfinished(plan)
     ]
+
+
+def cell_command(plan: Cells, cell: Cell) -> list[str]:
+    """What runs a cell in a process of its own."""
+    subcommand = [sys.executable, "-m", "dmf_plugins", *plan.command.split()]
+    return [*subcommand, "--output", str(plan.output), "--cell", cell.name]
 
 
 def run_one(plan: Cells, which: str, run: Callable[[Cell], object]) -> str:
@@ -192,11 +199,10 @@ def run_cells(plan: Cells, workers: int) -> None:
             slot = slots.pop()
         task = bar.add_task(cell.name, total=plan.length)
         cell.log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "dmf_plugins", *plan.command.split()]
         with (
             cell.log.open("ab") as stream,
             subprocess.Popen(
-                [*command, "--output", str(plan.output), "--cell", cell.name],
+                cell_command(plan, cell),
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 env=_environment(slot, workers),

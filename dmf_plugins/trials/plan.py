@@ -137,6 +137,11 @@ class TrialPlan(Plan):
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def title(self) -> str:
+        """Name of the framework, for people."""
+        return "nnU-Net" if self.framework == "nnunet" else "MMSegmentation"
+
+    @property
     def command(self) -> str:
         return f"trial {self.framework}"
 

@@ -1,0 +1,204 @@
+"""One training of nnU-Net: a trainer, a fold, validated and scored case by case."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from dmf_plugins.core.config import DMFConfig
+from dmf_plugins.demo import usable_device
+from dmf_plugins.errors import DataError, UsageError, needs
+from dmf_plugins.metrics.evaluate import PER_IMAGE, evaluate_folders
+from dmf_plugins.paths import bundled
+from dmf_plugins.trials.engine import Cell
+from dmf_plugins.trials.plan import TrialPlan
+
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+CLASS = "nnUNetTrainerOfThisCell"
+
+
+def settings(trainers: str, variants: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Trainers as settings, and DMF settings without a class of their own.
+
+    Raises:
+        UsageError: a variant is no object, its options are refused, or its name is taken.
+    """
+    from dmf_plugins.losses import DMFLoss
+
+    found: dict[str, dict[str, Any]] = {
+        name: {"trainer": name} for name in trainers.split(",") if name
+    }
+    for name, options in variants.items():
+        if not name or "/" in name or name in found:
+            raise UsageError(f"a setting cannot be called {name!r}: taken, empty, or with a slash")
+        if not isinstance(options, dict):
+            raise UsageError(f"--setting {name} must be a JSON object of DMFLoss options")
+        try:
+            DMFLoss(**options)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"setting {name}: {error.args[0]}") from error
+        found[name] = {"trainer": "nnUNetTrainerDMF", "dmf": options}
+    return found
+
+
+def check(plan: TrialPlan) -> None:
+    """Refuse what nnU-Net would refuse hours later.
+
+    Raises:
+        UsageError: a folder of nnU-Net is not set, or a trainer, fold or configuration is unknown.
+        DataError: the data set is not preprocessed.
+    """
+    for name in FOLDERS[:2]:
+        if not os.environ.get(name):
+            raise UsageError(f"{name} is not set; nnU-Net needs it (dmf doctor looks at all of it)")
+    _find_trainers()
+    with needs("nnunet,evaluate"):
+        from dmf_plugins.nnunet.finder import find_trainer
+    folder, plans, configuration = dataset_folder(plan), plan.options["plans"], _name(plan)
+    path = folder / f"{plans}.json"
+    if not path.is_file():
+        raise DataError(
+            f"{path} does not exist; run: nnUNetv2_plan_and_preprocess -d {plan.options['dataset']}"
+        )
+    known = json.loads(path.read_text())["configurations"]
+    if configuration not in known:
+        raise UsageError(f"{path} has no configuration {configuration!r}, only {', '.join(known)}")
+    if not any(folder.glob("nnUNetPlans_*")) and not any(folder.glob(f"{plans}_*")):
+        raise DataError(
+            f"{folder} holds plans and no preprocessed cases; run: nnUNetv2_preprocess -d "
+            f"{plan.options['dataset']} -c {configuration}"
+        )
+    splits = folder / "splits_final.json"
+    folds = len(json.loads(splits.read_text())) if splits.is_file() else 5
+    for fold in plan.seeds:
+        if not 0 <= fold < folds:
+            raise UsageError(f"--folds: {folder.name} has folds 0 to {folds - 1}, not {fold}")
+    for setting in plan.settings.values():
+        if find_trainer(setting["trainer"]) is None:
+            raise UsageError(
+                f"nnU-Net does not find the trainer {setting['trainer']}; put its file into a folder "
+                "named in nnUNet_extTrainer (nnU-Net >= 2.8), or see dmf doctor"
+            )
+
+
+def dataset_folder(plan: TrialPlan) -> Path:
+    """Preprocessed folder of the data set, given by number or name.
+
+    Raises:
+        DataError: there is none.
+    """
+    root, given = Path(os.environ["nnUNet_preprocessed"]), str(plan.options["dataset"])
+    pattern = f"Dataset{int(given):03d}_*" if given.isdigit() else given
+    found = sorted(path for path in root.glob(pattern) if path.is_dir())
+    if len(found) != 1:
+        raise DataError(
+            f"{root} holds {len(found)} data sets {pattern}, one is needed; run: "
+            f"nnUNetv2_plan_and_preprocess -d {given}"
+        )
+    return found[0]
+
+
+def run(plan: TrialPlan, cell: Cell) -> None:
+    """Train by nnU-Net's own command in this process, or continue it, then score the validation part."""
+    start = time.monotonic()
+    _find_trainers(_write_trainer(plan, cell))
+    os.environ["nnUNet_results"] = str(cell.folder / "results")
+    from nnunetv2.run.run_training import run_training_entry
+
+    options = plan.options
+    arguments = [options["dataset"], _name(plan), cell.seed, "-tr", CLASS, "-p", options["plans"]]
+    arguments += ["-device", usable_device(options["device"])]
+    if any(cell.folder.glob("results/*/*/fold_*/checkpoint_*.pth")):
+        arguments.append("--c")
+    sys.argv = ["nnUNetv2_train", *map(str, arguments)]
+    run_training_entry()
+
+    folder = dataset_folder(plan)
+    (fold,) = cell.folder.glob("results/*/*/fold_*")
+    labels, ignore = _labels(json.loads((folder / "dataset.json").read_text())["labels"])
+    evaluation = evaluate_folders(
+        fold / "validation",
+        folder / "gt_segmentations",
+        labels,
+        ignore_index=ignore,
+        partial=True,
+        workers=1,
+    )
+    evaluation.per_image.to_csv(cell.folder / PER_IMAGE, index=False, float_format="%.6g")
+    cell.finish(
+        {
+            "setting": cell.setting,
+            "repeat": cell.folder.name,
+            "options": cell.options,
+            "initial_weights": (cell.folder / "initial_weights.txt").read_text(),
+            "labels": evaluation.labels,
+            "predictions": str((fold / "validation").relative_to(cell.folder)),
+            "log": str((fold / "dmf_log.csv").relative_to(cell.folder)),
+            "seconds": round(time.monotonic() - start),
+        }
+    )
+
+
+def truth(plan: TrialPlan, cell: Cell) -> Path:
+    """Folder of the label maps a cell was scored against."""
+    return dataset_folder(plan) / "gt_segmentations"
+
+
+def images(plan: TrialPlan, cell: Cell) -> Path:
+    """Folder of the images, named as nnU-Net names them."""
+    return Path(os.environ.get("nnUNet_raw", "")) / dataset_folder(plan).name / "imagesTr"
+
+
+def manifest(plan: TrialPlan) -> Path:
+    """Where a converter has named the groups of the cases."""
+    return images(plan, plan.cells()[0]).parent / "manifest.csv"
+
+
+def _name(plan: TrialPlan) -> str:
+    return str(plan.options["configuration"])
+
+
+def _find_trainers(*more: Path) -> None:
+    """Let nnU-Net find the user's trainers, ours, and that of a cell."""
+    folders = [os.environ.get("nnUNet_extTrainer", ""), str(bundled("nnunet_trainers"))]
+    folders += map(str, more)
+    parts = [part for folder in folders for part in folder.split(os.pathsep) if part]
+    os.environ["nnUNet_extTrainer"] = os.pathsep.join(dict.fromkeys(parts))
+
+
+def _write_trainer(plan: TrialPlan, cell: Cell) -> Path:
+    """nnU-Net is configured by classes alone, so every cell has one."""
+    options = cell.options.get("dmf", {})
+    names = DMFConfig.__dataclass_fields__
+    dmf = {k: v for k, v in options.items() if k in names}
+    arguments: dict[str, Any] = {
+        "base": cell.options["trainer"],
+        "folder": str(cell.folder),
+        "epochs": plan.epochs,
+        "iterations": plan.options["iterations"],
+        "attributes": {"dmf": dmf, "dmf_loss": {k: v for k, v in options.items() if k not in names}}
+        if "dmf" in cell.options
+        else {},
+    }
+    folder = cell.folder / "trainer"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{cell.folder.name}_trainer.py").write_text(
+        "from dmf_plugins.trials.nnunet_trainer import trial_trainer\n\n"
+        f"{CLASS} = trial_trainer(**{arguments!r})\n"
+    )
+    return folder
+
+
+def _labels(given: dict[str, Any]) -> tuple[dict[str, int], int | None]:
+    """Foreground labels to score and the label to ignore; of regions, the labels they consist of."""
+    labels: dict[str, int] = {}
+    for name, value in given.items():
+        if name != "ignore":
+            for label in value if isinstance(value, list) else [value]:
+                if label != 0 and label not in labels.values():
+                    labels[name if not isinstance(value, list) else f"label {label}"] = int(label)
+    return labels, given.get("ignore")

@@ -1,0 +1,203 @@
+"""What a trial says: paired differences on the same images, and the files that show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dmf_plugins.errors import DataError, UsageError
+from dmf_plugins.metrics.compare import compare_scores, image_scores
+from dmf_plugins.metrics.evaluate import PER_IMAGE
+from dmf_plugins.metrics.labelmaps import stem
+from dmf_plugins.report.evaluation import comparison_markdown
+from dmf_plugins.report.tables import best_in_bold, mean_and_std, table_latex, table_markdown
+from dmf_plugins.trials.engine import Cell
+from dmf_plugins.trials.plan import TrialPlan
+
+# half the width of a 95 % interval to the difference seen in 80 % of trials
+_POWER = (1.96 + 0.84) / 1.96
+_SCORES = {"dice": "Dice", "iou": "IoU", "precision": "Precision", "recall": "Recall"}
+
+
+@dataclass
+class Findings:
+    """Everything a report shows.
+
+    Attributes:
+        plan: the trial.
+        cells: those that have finished.
+        reference: setting the others are compared with.
+        scores: setting -> Dice per image, averaged over repeats.
+        comparison: one row per other setting, as
+            :func:`~dmf_plugins.metrics.compare.compare_scores` has it, with ``detectable``.
+        table: scores as text, per setting.
+        classes: mean Dice per class and setting.
+        verdict: one sentence.
+    """
+
+    plan: TrialPlan
+    cells: list[Cell]
+    reference: str
+    scores: dict[str, pd.Series]
+    comparison: pd.DataFrame
+    table: pd.DataFrame
+    classes: pd.DataFrame
+    verdict: str
+
+
+def write_report(plan: TrialPlan, framework: Any, groups: Path | None = None) -> list[str]:
+    """Write the report of what is finished into the trial's folder; the lines to show for it.
+
+    Raises:
+        DataError: no cell has finished, or cells of one repeat hold different cases or began from
+            different networks.
+    """
+    findings = find(plan, read_groups(groups, framework.manifest(plan)))
+    output = plan.output
+    written = {
+        "scores.csv": pd.DataFrame(findings.scores).rename_axis("image").to_csv(),
+        "report.md": _markdown(findings),
+        "tables.tex": table_latex(findings.table, "Dice and others, percent, over all cells"),
+    }
+    if not findings.comparison.empty:
+        written["comparison.csv"] = findings.comparison.to_csv(index=False, float_format="%.6g")
+    from dmf_plugins.trials.html import write_html
+
+    for name, content in written.items():
+        (output / name).write_text(content, encoding="utf-8")
+    names = [*written, *write_html(findings, framework)]
+    states = pd.Series([cell.state for cell in plan.cells()]).value_counts()
+    return [
+        *(f"wrote {output / name}" for name in names),
+        "cells: " + ", ".join(f"{number} {state}" for state, number in states.items()),
+        findings.verdict,
+    ]
+
+
+def find(plan: TrialPlan, groups: Mapping[str, str]) -> Findings:
+    """Compare every setting with the first one that has finished cells."""
+    done = [cell for cell in plan.cells() if cell.finished]
+    if not done:
+        raise DataError(f"no cell of {plan.output} has finished yet; its logs are in cells/")
+    _check_alike(done)
+    runs = [(cell, image_scores(cell.folder)) for cell in done]
+    settings = [name for name in plan.settings if any(c.setting == name for c in done)]
+    reference = settings[0]
+    pairs = []
+    for other in settings[1:]:
+        common = {c.seed for c in done if c.setting == other}
+        common &= {c.seed for c in done if c.setting == reference}
+        if common:
+            a, b = (_averaged(runs, setting, common) for setting in (other, reference))
+            pairs.append(((other, a), (reference, b)))
+    comparison = compare_scores(pairs, groups=groups) if pairs else pd.DataFrame()
+    if not comparison.empty:
+        half = (comparison["high"] - comparison["low"]) / 2
+        comparison["detectable"] = half * _POWER
+    everyone = {name: {c.seed for c in done if c.setting == name} for name in settings}
+    scores = {name: _averaged(runs, name, seeds) for name, seeds in everyone.items()}
+    frames = [pd.read_csv(c.folder / PER_IMAGE).assign(setting=c.setting, run=c.name) for c in done]
+    rows = pd.concat(frames)
+    columns = [name for name in _SCORES if name in rows]
+    per_cell = rows.groupby(["setting", "run"], sort=False)[columns].mean().mul(100).reset_index()
+    return Findings(
+        plan=plan,
+        cells=done,
+        reference=reference,
+        scores=scores,
+        comparison=comparison,
+        table=best_in_bold(mean_and_std(per_cell, ["setting"], _SCORES)),
+        classes=rows.pivot_table(
+            index="class", columns="setting", values="dice", sort=False
+        ).rename_axis(columns=None),
+        verdict=_verdict(comparison, reference),
+    )
+
+
+def read_groups(given: Path | None, manifest: Path) -> dict[str, str]:
+    """Case (by stem) -> group, from ``--groups`` or the converter's manifest; empty without either.
+
+    Raises:
+        UsageError: the file given lacks the columns.
+    """
+    path = given or manifest
+    if given is None and not path.is_file():
+        return {}
+    try:
+        table = pd.read_csv(path, dtype=str)
+        return dict(zip(table["case"], table["group"].fillna(table["case"]), strict=True))
+    except (OSError, KeyError, ValueError) as error:
+        raise UsageError(
+            f"{path} must be a CSV with the columns case and group ({error})"
+        ) from error
+
+
+def _averaged(runs: list[tuple[Cell, pd.Series]], setting: str, seeds: set[int]) -> pd.Series:
+    """Score of each case, its mean over the repeats that have it."""
+    kept = [scores for cell, scores in runs if cell.setting == setting and cell.seed in seeds]
+    scores = pd.concat(kept)
+    return scores.groupby(scores.index.map(lambda name: stem(Path(name)))).mean()
+
+
+def _check_alike(done: list[Cell]) -> None:
+    first: dict[int, tuple[Cell, set[str], str]] = {}
+    for cell in done:
+        images = set(pd.read_csv(cell.folder / PER_IMAGE, dtype={"image": str})["image"])
+        began = cell.result()["initial_weights"]
+        other, their_images, their_began = first.setdefault(cell.seed, (cell, images, began))
+        cure = f"remove {cell.folder} or {other.folder}, whichever is wrong, and run again"
+        for image in sorted(images ^ their_images):
+            raise DataError(
+                f"{cell.name} and {other.name} were scored on different cases, such as {image}; {cure}"
+            )
+        if began != their_began and cell.options.get("trainer") == other.options.get("trainer"):
+            raise DataError(f"{cell.name} and {other.name} began from different networks; {cure}")
+
+
+def best_row(comparison: pd.DataFrame) -> dict[str, Any]:
+    """The row of the setting with the largest difference, of those beyond chance if there are any."""
+    rows: list[dict[str, Any]] = comparison.to_dict("records")  # type: ignore[assignment]
+    return max(rows, key=lambda row: (_helps(row), row["difference"]))
+
+
+def _helps(row: Mapping[str, Any]) -> bool:
+    return bool(row["p_holm"] < 0.05 and row["low"] > 0)
+
+
+def _verdict(comparison: pd.DataFrame, reference: str) -> str:
+    if comparison.empty:
+        return f"Only {reference} has finished; there is nothing to compare yet."
+    best = best_row(comparison)
+    difference, low, high, detectable = (
+        100 * best[name] for name in ("difference", "low", "high", "detectable")
+    )
+    numbers = (
+        f"{difference:+.2f} points of Dice against {reference} (95 % interval {low:+.2f} to "
+        f"{high:+.2f}, {best['images']} cases, Holm p = {best['p_holm']:.3f}); the smallest difference "
+        f"this trial could have shown at 80 % power is {detectable:.2f} points."
+    )
+    if _helps(best):
+        return f"{best['a']} helps: {numbers}"
+    return f"No setting is better than {reference} beyond chance. The best, {best['a']}: {numbers}"
+
+
+def _markdown(findings: Findings) -> str:
+    plan = findings.plan
+    text = [
+        f"# Trial with {plan.title}: {len(findings.cells)} of {len(plan.cells())} trainings\n",
+        f"{findings.verdict}\n",
+        "## Scores, percent, mean ± standard deviation over repeats",
+        table_markdown(findings.table),
+        "## Dice per class",
+        table_markdown(findings.classes.mul(100).round(2)),
+    ]
+    if not findings.comparison.empty:
+        text += [
+            f"## Against {findings.reference}: Dice per case, averaged over repeats (Wilcoxon)",
+            comparison_markdown(findings.comparison, "dice"),
+        ]
+    return "\n".join(text)

@@ -1,0 +1,141 @@
+"""A trial of real nnU-Net trainings: killed, continued, extended, reported."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
+
+from .test_nnunet import CONFIGURATION, Workspace, workspace  # noqa: F401
+
+pytestmark = pytest.mark.slow
+SETTING = 'mine={"weighting": "mad", "memory_size": 6, "min_history": 2, "batch_dice": false}'
+EPOCHS = 3
+
+
+def trial(space: Workspace, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), env=environment(space), capture_output=True, text=True, check=False
+    )
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "dmf_plugins", "trial", "nnunet", *map(str, arguments)]
+
+
+def environment(space: Workspace) -> dict[str, str]:
+    return {**space.environment, "nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": "1"}
+
+
+def begin(output: Path) -> list[object]:
+    return [
+        *(501, "-c", CONFIGURATION, "--trainers", "nnUNetTrainer", "--setting", SETTING),
+        *("--folds", 0, "--epochs", EPOCHS, "--iterations", 4, "--device", "cpu", "-o", output),
+    ]
+
+
+@pytest.fixture(scope="module")
+def done(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """A trial whose first cell was killed after its first epoch, and the whole then run again."""
+    output = tmp_path_factory.mktemp("trials") / "trial"
+    jobs = trial(workspace, *begin(output), "--jobs")
+    assert jobs.returncode == 0, jobs.stderr
+    first, second = jobs.stdout.splitlines()
+    assert first == f"dmf trial nnunet --output {output} --cell 0  # nnUNetTrainer/fold0"
+    assert second.endswith("--cell 1  # mine/fold0")
+    cell = output / "cells" / "mine" / "fold0"
+    with open(output / "killed.log", "wb") as log:
+        process = subprocess.Popen(
+            command("-o", output, "--cell", 1), env=environment(workspace), stdout=log, stderr=log
+        )
+    deadline = time.monotonic() + 240
+    while not (cell / "epoch.txt").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, (output / "killed.log").read_text()[-3000:]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list(cell.glob("results/*/*/fold_0/checkpoint_*.pth"))
+    result = trial(workspace, "-o", output, "--workers", 1)
+    logs = "".join(p.read_text()[-2500:] for p in output.glob("cells/*/*.log"))
+    assert result.returncode == 0, result.stderr + logs
+    assert "cells: 2 done" in result.stdout
+    assert re.search(
+        r"smallest difference this trial could have shown at 80 % power", result.stdout
+    )
+    return output
+
+
+def test_a_killed_cell_continues_from_its_checkpoint(done):
+    log = (done / "cells/mine/fold0.log").read_text()
+    assert "DMF: resumed at step" in log
+    fold = next((done / "cells/mine/fold0").glob("results/*/*/fold_0"))
+    assert fold.parent.name == f"nnUNetTrainerDMF__nnUNetPlans__{CONFIGURATION}"
+    assert len(list(fold.glob("training_log_*.txt"))) == 2
+    assert pd.read_csv(fold / "dmf_log.csv")["step"].tolist() == list(range(4 * EPOCHS))
+    checkpoint = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+    settings = checkpoint["dmf"]["settings"]
+    assert settings["weighting"] == "mad"
+    assert {v for k, v in settings.items() if k.endswith("batch_dice")} == {False}
+    assert checkpoint["trainer_name"] == "nnUNetTrainerDMF"  # nnUNetv2_predict finds it
+
+
+def test_cells_of_a_fold_begin_alike_and_every_validation_case_is_scored(workspace, done):  # noqa: F811
+    results = [json.loads(p.read_text()) for p in done.glob("cells/*/*/result.json")]
+    assert len({result["initial_weights"] for result in results}) == 1
+    splits = workspace.root / "nnUNet_preprocessed/Dataset501_BUSI/splits_final.json"
+    cases = set(json.loads(splits.read_text())[0]["val"])
+    for folder in done.glob("cells/*/fold0"):
+        scored = pd.read_csv(folder / "per_image.csv")
+        assert {Path(name).stem for name in scored["image"]} == cases
+    comparison = pd.read_csv(done / "comparison.csv")
+    assert comparison["images"].tolist() == [len(cases)]
+    assert (comparison["detectable"] >= 0).all()
+
+
+def test_the_page_stands_alone(done):
+    page = (done / "report.html").read_text()
+    assert "<script" not in page
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page.replace("xlink:", ""))
+    assert page.count("data:image/png;base64,") == 6
+    assert page.count("<svg") == 2
+    assert "largest gain" in page
+    for name in ("scores.csv", "report.md", "tables.tex", "forest.svg", "curves.svg"):
+        assert (done / name).stat().st_size > 0
+
+
+def test_a_trial_grows_but_does_not_change(workspace, done):  # noqa: F811
+    grown = trial(workspace, *begin(done), "--folds", "0,1", "--jobs")
+    assert [line.split("# ")[1] for line in grown.stdout.splitlines()] == [
+        "nnUNetTrainer/fold1", "mine/fold1"
+    ]  # fmt: skip
+    other = trial(workspace, *begin(done), "--epochs", 9, "--jobs")
+    assert (other.returncode, "holds a trial with epochs=3, not 9" in other.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([501, "-c", "4d"], 2, "no configuration '4d'"),
+        ([501, "-c", CONFIGURATION, "--folds", "7"], 2, "has folds 0 to 4, not 7"),
+        ([501, "-c", CONFIGURATION, "--trainers", "nnUNetTrainerX"], 2, "find the trainer nnUNetTrainerX"),
+        ([777], 1, "nnUNetv2_plan_and_preprocess -d 777"),
+        ([501, "--setting", 'x={"weighting": "madd"}'], 2, "did you mean 'mad'"),
+        ([501, "--setting", "x={"], 2, "must be NAME=JSON"),
+    ],
+)  # fmt: skip
+def test_what_cannot_run_is_refused_at_once(workspace, tmp_path, arguments, code, message):  # noqa: F811
+    result = trial(workspace, *arguments, "-o", tmp_path / "t", "--device", "cpu")
+    assert (result.returncode, message in result.stderr) == (code, True), result.stderr
+    assert not (tmp_path / "t" / "cells").exists()
+    assert os.path.lexists(tmp_path / "t") is False
