@@ -65,6 +65,13 @@ def grid(
     size: Annotated[int, typer.Option(min=16, help="Image side, pixels.")] = 128,
     filters: Annotated[int, typer.Option(min=1, help="Filters of the U-Net's first stage.")] = 32,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 12,
+    folds: Annotated[
+        int,
+        typer.Option(min=1, help="Of a cross-validation per seed; 1 for a 70/15/15 split."),
+    ] = 1,
+    include_normal: Annotated[
+        bool, typer.Option("--include-normal", help="Also take images without a lesion.")
+    ] = False,
     cfg_options: Annotated[
         Optional[list[str]],
         typer.Option(help="KEY=JSON merged into the MMSegmentation config; repeatable."),
@@ -86,8 +93,8 @@ def grid(
 ) -> None:
     """The paper's experiment with MMSegmentation: rules x auxiliary losses, and fixed weights.
 
-    Cells of a seed share split (70/15/15) and initial network. A finished cell is never run again, a
-    killed one starts anew, and new settings or seeds may be added to a grid. Writes tables 1-3
+    Cells of a seed share split and initial network. A finished cell is never run again, a killed one
+    continues from its checkpoint, and new settings or seeds may be added to a grid. Writes tables 1-3
     (Markdown, CSV, LaTeX), paired tests against fixed weights, and figures 1-5 (PNG, SVG).
     """
     from dmf_plugins.grid.plan import GridPlan, grid_settings
@@ -108,11 +115,13 @@ def grid(
                 [a for a in auxiliaries.split(",") if a],
                 variants,
             ),
-            seeds=list(range(seeds)),
+            seeds=list(range(seeds * folds)),
             epochs=epochs,
             size=size,
             filters=filters,
             batch_size=batch_size,
+            folds=folds,
+            include_normal=include_normal,
             cfg_options=parse_json(cfg_options, "--cfg-options"),
         ).begin()
     if cell is not None:

@@ -97,7 +97,7 @@ def convert_dataset(
     labels = LABELS[settings.labels]
     with Source(source) as files, building(writer.target, "convert", settings.overwrite) as folder:
         cases, remarks = _read(info, files, settings, folder)
-        cases = _split(cases, files, settings.seed)
+        cases = _split(cases, files, settings)
         for case in cases:
             for kind, path in (
                 ("image", writer.image_path(case)),
@@ -226,15 +226,25 @@ def _threads(count: int | None) -> Iterator[Executor]:
         cv2.setNumThreads(before)
 
 
-def _split(cases: list[ConvertedCase], files: Source, seed: int) -> list[ConvertedCase]:
+def _split(
+    cases: list[ConvertedCase], files: Source, options: ConversionOptions
+) -> list[ConvertedCase]:
     """The cases with their group of near duplicates and patients, and the split of that group."""
+    fractions: tuple[float, ...] = FRACTIONS
+    parts_of = list(SPLITS)
+    if options.fold is not None:
+        k, n = options.fold
+        fractions, parts_of = (1.0,) * n, ["train"] * n
+        parts_of[k], parts_of[(k + 1) % n] = "test", "val"
     groups = group_duplicates([case.fingerprint for case in cases], [case.group for case in cases])
     try:
-        parts = split_cases([case.category for case in cases], groups.tolist(), FRACTIONS, seed)
+        parts = split_cases(
+            [case.category for case in cases], groups.tolist(), fractions, options.seed
+        )
     except ValueError as error:
         raise DataError(f"cannot split {files.path}: {error}") from error
     return [
-        replace(case, cluster=cluster, split=SPLITS[part])
+        replace(case, cluster=cluster, split=parts_of[part])
         for case, cluster, part in zip(cases, groups.tolist(), parts, strict=True)
     ]
 

@@ -27,6 +27,8 @@ class ConversionOptions:
         size: ``(width, height)`` to resize to; None keeps every image's own.
         threshold: a pixel is lesion where its mask exceeds this grey value.
         seed: of the 70/15/15 split.
+        fold: ``(k, n)`` for n-fold cross-validation instead: of n equal parts, part k (from 0) is for
+            testing and the next one for validation.
         skip_invalid: leave invalid cases out, with a remark, instead of stopping.
         overwrite: replace an existing target.
         workers: threads; None for one per core.
@@ -42,6 +44,7 @@ class ConversionOptions:
     size: tuple[int, int] | None = None
     threshold: int = 127
     seed: int = 0
+    fold: tuple[int, int] | None = None
     skip_invalid: bool = False
     overwrite: bool = False
     workers: int | None = None
@@ -54,6 +57,10 @@ class ConversionOptions:
             raise UsageError(f"threshold must lie in 0..254, got {self.threshold}")
         if self.seed < 0:
             raise UsageError(f"seed must not be negative, got {self.seed}")
+        if self.fold is not None and not (0 <= self.fold[0] < self.fold[1] and self.fold[1] >= 3):
+            raise UsageError(
+                f"fold must be (k, n) with 0 <= k < n and at least 3 folds, got {self.fold}"
+            )
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"workers must be at least 1, got {self.workers}")
         check_size(self.size)

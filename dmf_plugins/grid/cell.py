@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 import dmf_plugins
@@ -19,43 +17,31 @@ import dmf_plugins.mmseg
 from dmf_plugins.grid.plan import GridPlan
 from dmf_plugins.metrics.evaluate import PER_IMAGE, evaluate_folders
 from dmf_plugins.paths import bundled
-from dmf_plugins.trials.digest import network_digest
 from dmf_plugins.trials.engine import Cell
+from dmf_plugins.trials.mmseg import INITIAL
 
 CONFIG = "unet_dmf_busi-128x128.py"
 VALIDATIONS = 10  # a training
 
 
-@HOOKS.register_module()
-class InitialWeightsHook(Hook):
-    """Remembers a digest of the initial network, so that cells of one seed can be compared."""
-
-    digest = ""
-
-    def before_train(self, runner: Runner) -> None:
-        self.digest = network_digest(runner.model.state_dict())
-
-
 def run_cell(plan: GridPlan, cell: Cell) -> dict[str, Any]:
-    """Train, test and score one cell; what an earlier, killed run of it left is removed first.
+    """Train, test and score one cell; one that was killed continues from its checkpoint.
 
     Returns:
         The content of ``result.json``: scores of the best checkpoint, by lesion Dice on the
         validation part, on the test part.
     """
     start = time.monotonic()
-    shutil.rmtree(cell.folder, ignore_errors=True)
-    cell.folder.mkdir(parents=True)
     config = cell_config(plan, cell)
+    config.resume = (cell.folder / "work" / "last_checkpoint").is_file()
     config.dump(str(cell.folder / "config.py"))
 
     runner = Runner.from_cfg(copy.deepcopy(config))
     runner.train()
-    initial = next(h for h in runner.hooks if isinstance(h, InitialWeightsHook)).digest
     best = runner.message_hub.get_info("best_ckpt")
     validation = runner.message_hub.get_info("best_score")
 
-    config.load_from = best
+    config.load_from, config.resume = best, False
     config.experiment_name = f"{config.experiment_name}_test"
     config.visualizer.name = config.experiment_name
     scores = Runner.from_cfg(config).test()
@@ -69,7 +55,7 @@ def run_cell(plan: GridPlan, cell: Cell) -> dict[str, Any]:
         "setting": cell.setting,
         "seed": cell.seed,
         "options": cell.options,
-        "initial_weights": initial,
+        "initial_weights": (cell.folder / INITIAL).read_text(),
         "validation_lesion_dice": float(validation),
         "best_checkpoint": Path(best).name,
         "test": {name: float(value) for name, value in scores.items()},
@@ -83,7 +69,9 @@ def run_cell(plan: GridPlan, cell: Cell) -> dict[str, Any]:
 
 def cell_config(plan: GridPlan, cell: Cell) -> Config:
     """The bundled U-Net config with the settings of one cell."""
-    config = Config.fromfile(bundled("mmseg_configs") / CONFIG)
+    # mmengine would format the config for every checkpoint, which takes longer than an epoch
+    path = bundled("mmseg_configs") / CONFIG
+    config = Config.fromfile(path, format_python_code=False)
     scale = (plan.size, plan.size)
     for part in ("train", "val", "test"):
         loader = config[f"{part}_dataloader"]
@@ -104,12 +92,15 @@ def cell_config(plan: GridPlan, cell: Cell) -> Config:
             "train_cfg.max_epochs": plan.epochs,
             "train_cfg.val_interval": interval,
             "default_hooks.checkpoint.interval": interval,
-            "default_hooks.checkpoint.max_keep_ckpts": 1,
+            "default_hooks.checkpoint.max_keep_ckpts": 2,  # mmengine removes one before it writes one
             "model.data_preprocessor.size": scale,
             "model.backbone.base_channels": plan.filters,
             "model.decode_head.in_channels": plan.filters,
             "model.decode_head.channels": plan.filters,
-            "custom_hooks": [{"type": "DMFHook"}, {"type": "InitialWeightsHook"}],
+            "custom_hooks": [
+                {"type": "DMFHook"},
+                {"type": "TrialHook", "folder": str(cell.folder)},
+            ],
             "test_evaluator": [
                 {"type": "DMFMetric"},
                 {

@@ -24,14 +24,18 @@ class GridPlan(Plan):
     Attributes:
         dataset, data: reader and source of the images.
         epochs, size, filters, batch_size: training length, image side, filters of the U-Net's first
-            stage, images a step.
+            stage, images per step.
+        folds: of a cross-validation; 1 for one split per seed. With n folds, seed r of the plan is
+            part r % n of the split r // n.
+        include_normal: also take images without a lesion.
         cfg_options: further entries merged into the MMSegmentation config.
     """
 
     kind: ClassVar[str] = "grid"
     start: ClassVar[str] = "dmf grid DATA"
     binding: ClassVar[tuple[str, ...]] = (
-        "dataset", "data", "epochs", "size", "filters", "batch_size", "cfg_options"
+        "dataset", "data", "epochs", "size", "filters", "batch_size", "cfg_options", "folds",
+        "include_normal",
     )  # fmt: skip
 
     dataset: str
@@ -41,6 +45,8 @@ class GridPlan(Plan):
     filters: int
     batch_size: int
     cfg_options: dict[str, Any] = field(default_factory=dict)
+    folds: int = 1
+    include_normal: bool = False
 
     def __post_init__(self) -> None:
         """Raises:
@@ -51,7 +57,13 @@ class GridPlan(Plan):
         for name in ("epochs", "size", "filters", "batch_size"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise UsageError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if self.folds not in (1, *range(3, 21)):
+            raise UsageError(f"folds must be 1 for none, or 3 to 20, got {self.folds!r}")
         super().__post_init__()
+
+    @property
+    def repeat(self) -> str:
+        return "seed" if self.folds == 1 else "run"
 
     @property
     def begun(self) -> bool:
@@ -78,11 +90,12 @@ class GridPlan(Plan):
 
     def data_root(self, seed: int) -> Path:
         """Converted data of one seed."""
-        return self.output / "data" / f"seed{seed}" / READERS[self.dataset].title
+        return self.output / "data" / f"{self.repeat}{seed}" / READERS[self.dataset].title
 
     def prepare_data(self, progress: bool = False) -> None:
         """Convert the data once for every seed that lacks it."""
         for seed in self.seeds:
+            split, part = divmod(seed, self.folds)
             if not self.data_root(seed).exists():
                 convert_dataset(
                     self.dataset,
@@ -90,7 +103,9 @@ class GridPlan(Plan):
                     "mmseg",
                     output=self.data_root(seed).parent,
                     size=(self.size, self.size),
-                    seed=seed,
+                    seed=split,
+                    fold=None if self.folds == 1 else (part, self.folds),
+                    include_normal=self.include_normal,
                     progress=progress,
                 )
 

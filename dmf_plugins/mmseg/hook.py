@@ -161,11 +161,11 @@ class DMFHook(Hook):
         self._draw()
 
     def after_train(self, runner: Runner) -> None:
-        self._draw()
+        self._draw(final=True)
 
-    def _draw(self) -> None:
+    def _draw(self, final: bool = False) -> None:
         for recorder in self._recorders.values():
-            recorder.draw()
+            recorder.draw(final)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         from_plain(checkpoint.get("message_hub"))

@@ -159,7 +159,7 @@ class DMFTrainerMixin(_Trainer):
 
     def on_epoch_end(self) -> None:
         super().on_epoch_end()
-        self._dmf.draw()
+        self._dmf.draw(final=self.current_epoch >= self.num_epochs)
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint plus our state, written whole or not at all."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
@@ -17,6 +19,7 @@ from dmf_plugins.report.dynamics import plot_dynamics
 from dmf_plugins.report.log import DMFLog
 
 _ALONE = 0.99  # a weight above it leaves nothing to the other terms
+_DRAW_SECONDS = 60.0  # a picture takes about one
 
 
 class Recorder:
@@ -54,6 +57,7 @@ class Recorder:
         self._skipped = 0
         self._alone = 0
         self._drawn = 0  # steps in the picture
+        self._drawn_at = -math.inf
 
     def start(self, before: int, column: Literal["epoch", "step"] = "epoch") -> None:
         """Say what trains, and keep only logged rows whose ``column`` is less than ``before``."""
@@ -86,11 +90,15 @@ class Recorder:
             self._report_alone(table.filter(like="weight_").to_numpy())
         return table
 
-    def draw(self) -> None:
-        """Draw the log; a failure is only reported, since no picture is worth a training of days."""
-        if not self.main or self.log.steps == self._drawn:
+    def draw(self, final: bool = False) -> None:
+        """Draw the log, once a minute at most unless it is ``final``.
+
+        A failure is only reported, since no picture is worth a training of days.
+        """
+        early = time.monotonic() - self._drawn_at < _DRAW_SECONDS and not final
+        if not self.main or early or self.log.steps == self._drawn:
             return
-        self._drawn = self.log.steps
+        self._drawn, self._drawn_at = self.log.steps, time.monotonic()
         try:
             plot_dynamics(self.log.path, self.picture)
         except Exception as error:

@@ -26,6 +26,7 @@ from dmf_plugins.trials.engine import Cell
 from dmf_plugins.trials.plan import TrialPlan
 
 STOCK = "stock"
+INITIAL = "initial_weights.txt"
 IGNORE = 255
 BACKGROUND = ("background", "bg", "unlabeled", "others")
 
@@ -42,7 +43,7 @@ class TrialHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if runner.iter == 0:
             digest = network_digest(runner.model.state_dict())
-            (self.folder / "initial_weights.txt").write_text(digest)
+            (self.folder / INITIAL).write_text(digest)
 
     def after_train_epoch(self, runner: Runner) -> None:
         (self.folder / "epoch.txt").write_text(str(runner.epoch + 1))
@@ -187,7 +188,7 @@ def run(plan: TrialPlan, cell: Cell) -> None:
             "setting": cell.setting,
             "repeat": cell.folder.name,
             "options": cell.options,
-            "initial_weights": (cell.folder / "initial_weights.txt").read_text(),
+            "initial_weights": (cell.folder / INITIAL).read_text(),
             "labels": evaluation.labels,
             "predictions": "predictions",
             "log": "work/dmf_log.csv",
