@@ -320,6 +320,22 @@ def test_duplicates_end_in_one_split(copy, tmp_path):
     assert any("different classes" in r and "malignant_104" in r for r in result.remarks)
 
 
+def test_folds_test_every_case_once_and_keep_groups_together(phantoms, tmp_path):
+    tested: list[str] = []
+    for k in range(3):
+        result = convert(phantoms, tmp_path / str(k), fold=(k, 3))
+        rows = manifest(result.target)
+        parts = Counter(row["split"] for row in rows)
+        assert all(6 <= parts[name] <= 9 for name in ("train", "val", "test")), parts
+        tested += [row["case"] for row in rows if row["split"] == "test"]
+        for group in {row["group"] for row in rows}:
+            assert len({row["split"] for row in rows if row["group"] == group}) == 1
+    assert sorted(tested) == sorted(row["case"] for row in rows)
+    for wrong in ((3, 3), (0, 2), (-1, 5)):
+        with pytest.raises(UsageError, match="at least 3 folds"):
+            convert(phantoms, tmp_path / "x", fold=wrong)
+
+
 def test_split_goes_where_nnunet_reads_it(phantoms, tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "pre"))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dmf_plugins import DMFLoss
+from dmf_plugins.report import recorder
 from dmf_plugins.report.recorder import Recorder
 
 EPOCH = 5
@@ -64,7 +65,7 @@ def test_every_step_is_logged_and_returned(tmp_path):
     training.recorder.draw()  # two checkpoints of one step: nothing new to see
     assert not picture.exists()
     training.epoch(2)
-    training.recorder.draw()
+    training.recorder.draw(final=True)
     assert picture.exists()
 
 
@@ -141,3 +142,22 @@ def test_a_picture_that_cannot_be_written_is_only_told(tmp_path):
     training.recorder.picture = tmp_path / "gone" / "dmf_dynamics.png"
     training.recorder.draw()
     assert training.warned[0].startswith("dmf_dynamics.png was not drawn: FileNotFoundError")
+
+
+def test_a_picture_is_drawn_once_a_minute_and_at_the_end(tmp_path, monkeypatch):
+    drawn: list[Path] = []
+    monkeypatch.setattr(recorder, "plot_dynamics", lambda log, picture: drawn.append(picture))
+    now = 0.0
+    monkeypatch.setattr(recorder.time, "monotonic", lambda: now)
+    training = Training(tmp_path)
+    training.recorder.start(0)
+    counts = []
+    for epoch, seconds in enumerate((0, 30, 59, 61)):
+        now = float(seconds)
+        training.epoch(epoch)
+        training.recorder.draw()
+        counts.append(len(drawn))
+    training.epoch(4)
+    training.recorder.draw(final=True)
+    training.recorder.draw(final=True)  # nothing is new
+    assert (counts, len(drawn)) == ([1, 1, 1, 2], 3)

@@ -13,13 +13,14 @@ from dmf_plugins.data.images import decode_gray
 from dmf_plugins.data.source import Source
 from dmf_plugins.errors import DataError
 from dmf_plugins.grid.plan import BASELINE, GridPlan
-from dmf_plugins.metrics.compare import compare_scores, image_scores
+from dmf_plugins.metrics.compare import image_scores
 from dmf_plugins.report.dynamics import plot_dynamics_grid
 from dmf_plugins.report.evaluation import comparison_markdown
 from dmf_plugins.report.log import read_log
 from dmf_plugins.report.samples import plot_samples
 from dmf_plugins.report.tables import best_in_bold, mean_and_std, table_latex, table_markdown
 from dmf_plugins.trials.engine import Cell
+from dmf_plugins.trials.report import compare_cells, read_groups
 
 COLUMNS = {
     "dice": "Dice",
@@ -52,7 +53,7 @@ def write_report(plan: GridPlan) -> list[Path]:
     results = _results(done)
     _check_initial_weights(results)
     files = {plan.output / "results.csv": results.to_csv(index=False, float_format="%.6g")}
-    comparison = _comparison(done)
+    comparison = _comparison(plan, done)
     text = [_headline(plan, results)]
     latex = []
     for convention, title in TITLES.items():
@@ -66,7 +67,7 @@ def write_report(plan: GridPlan) -> list[Path]:
         latex.append(table_latex(table, title))
     if not comparison.empty:
         text += [
-            f"## Against {BASELINE}: lesion Dice per test image, paired over all seeds (Wilcoxon)",
+            f"## Against {BASELINE}: lesion Dice per test image, averaged over seeds (Wilcoxon)",
             comparison_markdown(comparison, "dice"),
         ]
         files[plan.output / "comparison.csv"] = comparison.to_csv(index=False, float_format="%.6g")
@@ -121,20 +122,10 @@ def _headline(plan: GridPlan, results: pd.DataFrame) -> str:
     )
 
 
-def _comparison(cells: list[Cell]) -> pd.DataFrame:
-    """Every setting against the baseline on the seeds both have."""
-    scores: dict[str, dict[int, pd.Series]] = {}
-    for cell in cells:
-        values = image_scores(cell.folder)
-        scores.setdefault(cell.setting, {})[cell.seed] = values.add_prefix(f"seed{cell.seed}/")
-    base = scores.pop(BASELINE, None)
-    pairs = []
-    for setting, by_seed in scores.items():
-        common = sorted(by_seed.keys() & (base or {}).keys())
-        if base and common:
-            a, b = (pd.concat([runs[seed] for seed in common]) for runs in (by_seed, base))
-            pairs.append(((setting, a), (BASELINE, b)))
-    return compare_scores(pairs) if pairs else pd.DataFrame()
+def _comparison(plan: GridPlan, cells: list[Cell]) -> pd.DataFrame:
+    """Every setting against the baseline on the seeds both have; near duplicates count as one."""
+    groups = read_groups(None, plan.data_root(cells[0].seed) / "manifest.csv")
+    return compare_cells([(cell, image_scores(cell.folder)) for cell in cells], BASELINE, groups)
 
 
 def _figures(plan: GridPlan, done: list[Cell]) -> list[Path]:
