@@ -91,17 +91,22 @@ def write_evaluation(
 
 
 def comparison_markdown(table: pd.DataFrame, score: str) -> str:
-    """The result of ``compare_runs`` as a table, scores in percent."""
+    """The result of ``compare_runs`` as a table, scores in percent.
+
+    With ``detectable``, of trials, the table says what could have been shown at 80 % power.
+    """
+    power = "detectable" in table
     lines = [
-        f"| a | b | images | {score} a | {score} b | a - b (95 %) | p | p (Holm) |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| a | b | images | {score} a | {score} b | a - b (95 %) | p | p (Holm) |"
+        + " could show |" * power,
+        "|---|---|---|---|---|---|---|---|" + "---|" * power,
     ]
     for row in table.to_dict("records"):
         low, mean, high = (f"{100 * row[key]:+.2f}" for key in ("low", "difference", "high"))
         lines.append(
             f"| {row['a']} | {row['b']} | {row['images']} | {100 * row['mean_a']:.2f} "
             f"| {100 * row['mean_b']:.2f} | {mean} ({low}, {high}) | {row['p']:.3g} "
-            f"| {row['p_holm']:.3g} |"
+            f"| {row['p_holm']:.3g} |" + (f" {100 * row['detectable']:.2f} |" if power else "")
         )
     return "\n".join(lines) + "\n"
 

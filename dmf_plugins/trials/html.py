@@ -37,7 +37,7 @@ figcaption, small { color: #57606a; font-size: .85rem }
 def write_html(findings: Findings, framework: Any) -> list[str]:
     """Write ``report.html`` and its drawings beside it; names of the files."""
     output = findings.plan.output
-    drawings = {"forest.svg": _forest(findings), "curves.svg": _curves(findings)}
+    drawings = {"forest.svg": forest(findings.comparison), "curves.svg": _curves(findings)}
     shown: dict[str, str] = {}
     for name, figure in drawings.items():
         if figure is not None:
@@ -107,8 +107,9 @@ def _table(table: pd.DataFrame) -> str:
     return text
 
 
-def _forest(findings: Findings) -> Figure | None:
-    rows = findings.comparison.to_dict("records")
+def forest(comparison: pd.DataFrame, score: str = "Dice") -> Figure | None:
+    """Differences from the reference, percentage points, with what would have been missed in grey."""
+    rows = comparison.to_dict("records")
     if not rows:
         return None
     with style.context("default"):
@@ -123,7 +124,7 @@ def _forest(findings: Findings) -> Figure | None:
             axes.plot(mid, y, "s", color="#00796b")
         axes.axvline(0, color="k", linewidth=0.8)
         axes.set_yticks(range(len(rows)), [row["a"] for row in reversed(rows)])
-        axes.set_xlabel(f"points of Dice more than {findings.reference}")
+        axes.set_xlabel(f"points of {score} more than {rows[0]['b']}")
     return figure
 
 
