@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from .support.nnunet import workspace  # noqa: F401  a fixture
+
 settings.register_profile(
     "default",
     deadline=None,

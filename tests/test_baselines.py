@@ -11,7 +11,7 @@ from torchjd.scalarization import DWA, UW
 from dmf_plugins import DMFLoss, DynamicMemoryFusion
 from dmf_plugins.core.weighting.softadapt import backward_difference
 
-from .test_fusion import decreasing, feed
+from .support.samples import decreasing, feed
 
 # the example in the readme of the authors' SoftAdapt package, oldest value first
 EXAMPLE = torch.tensor([[1, 2, 3, 4, 5], [150, 100, 50, 10, 0.1], [1500, 1000, 500, 100, 1]]).T
@@ -42,6 +42,7 @@ def test_softadapt_normalized_uses_only_the_proportions_of_the_slopes():
     torch.testing.assert_close(one, ten, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_random_weights_are_the_softmax_of_independent_normals():
     fusion = DynamicMemoryFusion(4, weighting="random", memory_size=1, min_history=1)
     drawn = torch.stack([feed(fusion, torch.ones(1, 4)) for _ in range(4000)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +13,12 @@ import pytest
 from dmf_plugins.atomic import claim
 from dmf_plugins.report.log import DMFLog
 
-DMF = Path(sysconfig.get_path("scripts")) / "dmf"
+from .support.commands import DMF, dmf, run
+
 COMMANDS = [
     "convert", "filter", "evaluate", "compare", "grid", "export", "doctor", "paths", "copy-configs",
     "plot", "demo",
 ]  # fmt: skip
-
-
-def dmf(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {k: v for k, v in os.environ.items() if not k.startswith("nnUNet_")}
-    return subprocess.run(
-        [sys.executable, DMF, *map(str, arguments)],
-        env={**env, "COLUMNS": "200", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -39,9 +28,21 @@ def test_every_command_has_help_with_an_example(command):
     assert f"dmf {command}" in result.stdout.split("Example:")[1]
 
 
+def test_the_installed_command_prints_and_fails_as_its_entry_point_does():
+    for arguments in (["paths", "--nnunet"], ["plot", "none", "a.png"]):
+        expected = dmf(*arguments)
+        command = [sys.executable, DMF, *arguments]
+        environment = {**os.environ, "COLUMNS": "200"}
+        result = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False
+        )
+        for name in ("returncode", "stdout", "stderr"):
+            assert getattr(result, name) == getattr(expected, name)
+
+
 def test_help_needs_no_torch():
     code = "import sys, dmf_plugins.cli, dmf_plugins.data; assert 'torch' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    run(sys.executable, "-c", code)
 
 
 def test_convert_filter_and_their_exit_codes(phantoms, tmp_path):

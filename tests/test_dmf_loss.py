@@ -11,7 +11,7 @@ from dmf_plugins.core import SettingsDiffer
 from dmf_plugins.core.weighting.softadapt import SoftAdapt
 from dmf_plugins.losses import DiceLoss
 
-from .test_losses import batch
+from .support.samples import batch
 
 
 def test_total_is_the_weighted_sum_of_the_single_losses():
@@ -103,6 +103,7 @@ def test_shared_options_reach_the_region_terms_and_a_dict_overrides_them():
     assert (iou.smooth, iou.batch_dice) == (1.0, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "ignore_index"), [("variance", None), *((rule, 255) for rule in sorted(WEIGHTINGS))]
 )

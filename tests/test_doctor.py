@@ -20,7 +20,7 @@ from dmf_plugins.doctor.interpreter import Interpreter, ProbeError
 from dmf_plugins.errors import UsageError
 from dmf_plugins.paths import bundled
 
-from .test_cli import dmf
+from .support.commands import dmf
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 

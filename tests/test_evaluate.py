@@ -30,7 +30,7 @@ from dmf_plugins.metrics.evaluate import bootstrap_interval
 from dmf_plugins.metrics.labelmaps import parse_labels
 from dmf_plugins.report.evaluation import evaluation_markdown, write_evaluation
 
-from .test_cli import dmf
+from .support.commands import dmf
 
 LESION = {"lesion": 1}
 

@@ -24,7 +24,7 @@ from dmf_plugins.data import bilateral_filter, convert_dataset
 from dmf_plugins.data.images import decode_gray, encode_png
 from dmf_plugins.errors import DataError, UsageError
 
-from .test_cli import dmf
+from .support.commands import dmf
 
 KILLS = 20
 

@@ -15,26 +15,13 @@ from torch import nn
 from dmf_plugins import WEIGHTINGS, DMFConfig, DynamicMemoryFusion
 from dmf_plugins.core import SettingsDiffer, Window
 
-from .oracle import Oracle
+from .support.oracle import Oracle
+from .support.samples import decreasing, feed
 
 RULES = sorted(WEIGHTINGS)
 LEARNED = [rule for rule in RULES if DynamicMemoryFusion(2, weighting=rule).learned]
 ADAPTIVE = [rule for rule in RULES if rule != "fixed" and rule not in LEARNED]
 STATISTICAL = ["variance", "mad", "bayesian"]  # of the scaled memory, whatever its order
-
-
-def feed(fusion: DynamicMemoryFusion, history: torch.Tensor) -> torch.Tensor:
-    for values in history:
-        fusion(values)
-    return fusion.weights
-
-
-def decreasing(steps: int, n: int = 3, seed: int = 0) -> torch.Tensor:
-    """Plausible loss curves: exponential decay plus noise."""
-    rng = np.random.default_rng(seed)
-    t = np.arange(steps)[:, None]
-    curve = rng.uniform(0.5, 2, n) * np.exp(-t / rng.uniform(20, 200, n)) + 0.1
-    return torch.tensor(curve * (1 + 0.1 * rng.standard_normal((steps, n))), dtype=torch.float32)
 
 
 @pytest.mark.parametrize("rule", ["variance", "mad", "bayesian"])
@@ -99,6 +86,7 @@ def odd_history(seed: int, n: int | None = None) -> torch.Tensor:
     return torch.tensor(np.where(odd, rng.choice(ODD, size=(steps, n)), values)).float()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 @settings(max_examples=200)
 @given(seed=st.integers(0, 2**32))
@@ -185,16 +173,18 @@ def test_score_does_not_depend_on_the_order_of_the_memory(rule, order):
 )
 def test_eq_9_takes_out_the_scale_of_a_symlogged_term(rule, term, factor, power):
     """Eq. 9 promises invariance to ``symlog(h) -> a symlog(h) + b``: ``h -> k (1 + h)^a - 1``."""
-    history = decreasing(40)
-    other = history.clone()
-    other[:, term] = factor * (1 + history[:, term]) ** power - 1
-    options = dict(weighting=rule, memory_size=40, min_history=40)
-    torch.testing.assert_close(
-        feed(DynamicMemoryFusion(3, **options), other),
-        feed(DynamicMemoryFusion(3, **options), history),
-        atol=2e-4,
-        rtol=0,
-    )
+    other = decreasing(20)
+    other[:, term] = factor * (1 + other[:, term]) ** power - 1
+    torch.testing.assert_close(weights_of_20(rule, other), plain_weights(rule), atol=2e-4, rtol=0)
+
+
+def weights_of_20(rule: str, history: torch.Tensor) -> torch.Tensor:
+    return feed(DynamicMemoryFusion(3, weighting=rule, memory_size=20, min_history=20), history)
+
+
+@functools.cache
+def plain_weights(rule: str) -> torch.Tensor:
+    return weights_of_20(rule, decreasing(20))
 
 
 def test_plain_rescaling_is_not_promised_because_eq_10_comes_first():
@@ -559,6 +549,7 @@ def test_half_losses_are_weighed_in_float32(dtype):
     assert torch.equal(half.weights, full.weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in LEARNED])
 def test_the_step_compiles_without_a_graph_break(rule):
     options = dict(weighting=rule, memory_size=6, min_history=2, min_weight=0.05, weight_ema=0.5)

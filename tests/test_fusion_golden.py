@@ -39,6 +39,7 @@ def reference_rules() -> Iterator[dict[str, str]]:
     WEIGHTINGS.unregister("test_bayes")
 
 
+@pytest.mark.slow
 def test_weights_totals_and_gamma_match_the_released_code(reference_rules):
     golden = json.loads(shared("golden/reference_weights.json").read_text())
     tolerance = {"var": 2e-5, "mad": 5e-5, "bayes": 5e-5}

@@ -20,7 +20,7 @@ from dmf_plugins.grid.plan import GridPlan, grid_settings
 from dmf_plugins.report.tables import best_in_bold, mean_and_std, table_latex, table_markdown
 from dmf_plugins.trials.engine import RESULT
 
-from .test_cli import dmf
+from .support.commands import dmf
 
 VARIANT = 'bounded={"weighting": "bayesian", "min_weight": 0.1, "memory_size": 6, "min_history": 2}'
 SMALL = ("--rules", "variance", "--auxiliaries", "none", "--seeds", 1, "--epochs", 2, "--size", 32,

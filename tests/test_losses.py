@@ -15,18 +15,11 @@ from torch.nn import functional
 
 from dmf_plugins import LOSSES
 
+from .support.samples import batch
+
 ALL = sorted(LOSSES)
 OVERLAP = ["cb_dice", "dice", "iou", "tversky"]
 SHAPES = {"2d": (12, 10), "3d": (6, 5, 4)}
-
-
-def batch(shape=(12, 10), classes=3, size=2, seed=0, dtype=torch.float32):
-    """Random logits and a target in which every class occurs."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(size, classes, *shape, generator=generator, dtype=dtype)
-    target = torch.randint(0, classes, (size, *shape), generator=generator)
-    target.view(size, -1)[:, :classes] = torch.arange(classes)
-    return logits, target
 
 
 def one_hot(target: torch.Tensor, classes: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from .test_cli import DMF, dmf
+from .support.commands import DMF, dmf
 
 
 def image(path: Path) -> Path:

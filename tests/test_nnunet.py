@@ -5,15 +5,13 @@ from __future__ import annotations
 import gc
 import importlib
 import json
-import os
+import multiprocessing
 import pickle
 import pkgutil
 import re
 import shutil
 import subprocess
 import sys
-import sysconfig
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,107 +24,16 @@ from dmf_plugins.data import convert_dataset
 from dmf_plugins.errors import DataError
 from dmf_plugins.paths import bundled
 
+from .support.forked import fork_context
+from .support.nnunet import CONFIGURATION, Workspace
+
 pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
 pytestmark = pytest.mark.slow
-CONFIGURATION = "2d_tiny"
+PREDICT = ("-device", "cpu", "-npp", "1", "-nps", "1", "--save_probabilities")
 CHECKPOINT_KEYS = {
     "network_weights", "optimizer_state", "grad_scaler_state", "logging", "_best_ema",
     "current_epoch", "init_args", "trainer_name", "inference_allowed_mirroring_axes",
 }  # fmt: skip
-
-
-@dataclass
-class Workspace:
-    """nnU-Net's three folders, and its commands run in them."""
-
-    root: Path
-
-    @property
-    def environment(self) -> dict[str, str]:
-        names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-        ours = str(bundled("nnunet_trainers"))  # what `dmf paths --nnunet` prints
-        return {
-            **os.environ,
-            **{name: str(self.root / name) for name in names},
-            "nnUNet_extTrainer": os.pathsep.join((ours, str(Path(__file__).parent / "nnunet"))),
-            "nnUNet_def_n_proc": "1",
-            "nnUNet_compile": "f",
-        }
-
-    @staticmethod
-    def script(name: str) -> str:
-        return str(Path(sysconfig.get_path("scripts")) / name)
-
-    def run(self, command: str, *arguments: object, code: int = 0, **environment: str) -> str:
-        result = subprocess.run(
-            [sys.executable, self.script(command), *map(str, arguments)],
-            env={**self.environment, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        assert result.returncode == code, result.stdout[-4000:]
-        return result.stdout
-
-    def train(self, trainer: str, *arguments: object, dataset: int = 501, **options) -> str:
-        return self.run(
-            "nnUNetv2_train",
-            *(dataset, CONFIGURATION, 0, "-tr", trainer, "-device", "cpu", *arguments),
-            # augmentation in the process itself can be seeded
-            **{"nnUNet_n_proc_DA": "0", **options},
-        )
-
-    def fold(self, trainer: str, dataset: str = "Dataset501_BUSI") -> Path:
-        model = f"{trainer}__nnUNetPlans__{CONFIGURATION}"
-        return self.root / "nnUNet_results" / dataset / model / "fold_0"
-
-
-def shrink(preprocessed: Path) -> None:
-    """A configuration with three stages of few channels, and its 3-D like."""
-    path = preprocessed / "nnUNetPlans.json"
-    plans = json.loads(path.read_text())
-    architecture = json.loads(json.dumps(plans["configurations"]["2d"]["architecture"]))
-    kwargs = architecture["arch_kwargs"]
-    kwargs.update(
-        n_stages=3,
-        features_per_stage=[8, 16, 32],
-        kernel_sizes=[[3, 3]] * 3,
-        strides=[[1, 1], [2, 2], [2, 2]],
-        n_conv_per_stage=[1, 1, 1],
-        n_conv_per_stage_decoder=[1, 1],
-    )
-    plans["configurations"][CONFIGURATION] = {
-        "inherits_from": "2d",
-        "architecture": architecture,
-        "patch_size": [64, 64],
-        "batch_size": 2,
-    }
-    volumetric = json.loads(json.dumps(architecture).replace("2d", "3d"))
-    volumetric["arch_kwargs"].update(
-        kernel_sizes=[[3, 3, 3]] * 3, strides=[[1, 1, 1], [2, 2, 2], [2, 2, 2]]
-    )
-    plans["configurations"]["3d_tiny"] = {
-        "inherits_from": CONFIGURATION,
-        "architecture": volumetric,
-        "patch_size": [32, 32, 32],
-    }
-    path.write_text(json.dumps(plans))
-
-
-@pytest.fixture(scope="module")
-def workspace(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    space = Workspace(tmp_path_factory.mktemp("nnunet"))
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        (space.root / name).mkdir()
-    space.run("dmf", "convert", "busi", phantoms, "--to", "nnunet", "--dataset-id", 501)
-    log = space.run(
-        "nnUNetv2_plan_and_preprocess",
-        *("-d", 501, "-c", "2d", "-np", 1, "-npfp", 1, "--verify_dataset_integrity"),
-    )
-    assert "verify_dataset_integrity Done" in log
-    shrink(space.root / "nnUNet_preprocessed" / "Dataset501_BUSI")
-    return space
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +49,17 @@ def trained(workspace: Workspace) -> Path:
     assert "replaces" not in log
     assert "Mean Validation Dice" in log
     return workspace.fold("nnUNetTrainerDMF_Mine")
+
+
+@pytest.fixture(scope="module")
+def predicted(workspace: Workspace, trained: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The test images as ``nnUNetv2_predict`` segments them, with probabilities."""
+    folder = tmp_path_factory.mktemp("predicted")
+    workspace.run(
+        "nnUNetv2_predict", "-i", workspace.images, *PREDICT,
+        *("-o", folder, "-d", 501, "-c", CONFIGURATION, "-f", 0, "-tr", "nnUNetTrainerDMF_Mine"),
+    )  # fmt: skip
+    return folder
 
 
 def test_training_writes_log_picture_and_checkpoint(trained):
@@ -197,22 +115,17 @@ def test_nnunets_multi_gpu_worker_over_gloo(workspace, trained):
     aside = trained.with_name("one_process")
     trained.rename(aside)
 
-    def train(*options: str, **environment: str) -> int:
-        return subprocess.run(
-            [
-                *(sys.executable, "-m", "tests.nnunet_ddp", "2", "501", CONFIGURATION, "0"),
-                *("nnUNetTrainerDMF_Mine", *options),
-            ],
-            cwd=Path(__file__).parents[1],
-            env={**workspace.environment, "nnUNet_n_proc_DA": "0", **environment},
-            check=False,
-        ).returncode
+    def train(*options: str, code: int | None = 0, **environment: str) -> None:
+        workspace.run(
+            *("-m", "tests.support.nnunet_ddp", "2", "501", CONFIGURATION, "0", "nnUNetTrainerDMF_Mine"),
+            *options, code=code, **environment,
+        )  # fmt: skip
 
     try:
-        assert train(TEST_KILL_IN_EPOCH="1") != 0
+        train(TEST_KILL_IN_EPOCH="1", code=1)
         begun = torch.load(trained / "checkpoint_latest.pth", weights_only=False)["dmf"]
         assert begun["step"] == 6
-        assert train("--c") == 0
+        train("--c")
         ranks = [torch.load(trained / f"rank{r}.pth", weights_only=True) for r in range(2)]
         final = torch.load(trained / "checkpoint_final.pth", weights_only=False)["dmf"]
         for key, value in ranks[0].items():
@@ -228,22 +141,20 @@ def test_nnunets_multi_gpu_worker_over_gloo(workspace, trained):
         aside.rename(trained)
 
 
-def test_validation_only_and_prediction(workspace, trained, tmp_path):
+def test_validation_only_and_prediction(workspace, predicted):
     # loads checkpoint_final, then checkpoint_best
     assert "Mean Validation Dice" in workspace.train("nnUNetTrainerDMF_Mine", "--val", "--val_best")
-    raw = workspace.root / "nnUNet_raw" / "Dataset501_BUSI"
-    workspace.run(
-        "nnUNetv2_predict",
-        *("-i", raw / "imagesTs", "-o", tmp_path, "-d", 501, "-c", CONFIGURATION, "-f", 0),
-        *("-tr", "nnUNetTrainerDMF_Mine", "-device", "cpu", "-npp", 1, "-nps", 1),
-    )
-    for label in (raw / "labelsTs").glob("*.png"):
-        prediction = np.asarray(Image.open(tmp_path / label.name))
+    labels = list((workspace.images.parent / "labelsTs").glob("*.png"))
+    assert labels
+    for label in labels:
+        prediction = np.asarray(Image.open(predicted / label.name))
         assert prediction.shape == np.asarray(Image.open(label)).shape
         assert set(np.unique(prediction)) <= {0, 1}
 
 
-def test_an_exported_model_predicts_the_same_without_the_plugin(workspace, trained, tmp_path):
+def test_an_exported_model_predicts_the_same_without_the_plugin(
+    workspace, trained, predicted, tmp_path
+):
     from dmf_plugins.nnunet.export import export_nnunet
 
     model = trained.parent
@@ -255,29 +166,23 @@ def test_an_exported_model_predicts_the_same_without_the_plugin(workspace, train
     assert "holds the model itself" in itself
     with pytest.raises(DataError, match=r"plans\.json"):
         export_nnunet(trained)
-    images = workspace.root / "nnUNet_raw" / "Dataset501_BUSI" / "imagesTs"
-    common = ("-i", images, "-device", "cpu", "-npp", 1, "-nps", 1, "--save_probabilities")
-    workspace.run(
-        "nnUNetv2_predict", *common, *("-o", tmp_path / "ours", "-d", 501, "-c", CONFIGURATION),
-        *("-f", 0, "-tr", "nnUNetTrainerDMF_Mine"),
-    )  # fmt: skip
     # a process in which the plug-in cannot be imported
     (tmp_path / "block" / "dmf_plugins").mkdir(parents=True)
     (tmp_path / "block" / "dmf_plugins" / "__init__.py").write_text("raise ImportError")
     workspace.run(
-        "nnUNetv2_predict_from_modelfolder", *common, "-o", tmp_path / "stock", "-m", exported,
-        "-f", 0, PYTHONPATH=str(tmp_path / "block"), nnUNet_extTrainer="",
+        "nnUNetv2_predict_from_modelfolder", "-i", workspace.images, *PREDICT,
+        *("-o", tmp_path / "stock", "-m", exported, "-f", 0),
+        PYTHONPATH=str(tmp_path / "block"), nnUNet_extTrainer="",
     )  # fmt: skip
-    names = sorted(p.name for p in (tmp_path / "ours").iterdir() if p.suffix in (".png", ".npz"))
-    assert names
+    names = sorted(p.name for p in predicted.iterdir() if p.suffix in (".png", ".npz"))
+    assert {Path(name).suffix for name in names} == {".png", ".npz"}
     for name in names:
+        ours, stock = predicted / name, tmp_path / "stock" / name
         if name.endswith(".png"):
-            assert (tmp_path / "ours" / name).read_bytes() == (
-                tmp_path / "stock" / name
-            ).read_bytes()
+            assert ours.read_bytes() == stock.read_bytes()
         else:
-            ours, stock = (np.load(tmp_path / f / name)["probabilities"] for f in ("ours", "stock"))
-            np.testing.assert_array_equal(ours, stock)
+            probabilities = (np.load(path)["probabilities"] for path in (ours, stock))
+            np.testing.assert_array_equal(*probabilities)
 
 
 # ------------------------------------------------- inside one process, for what no command shows
@@ -334,7 +239,9 @@ def test_other_settings_are_refused_by_name_or_taken_on_purpose(trained, build, 
         RuntimeError, match=r"gamma0=5\.0 in the saved run, 2\.0 now.*DMF_RESUME=new"
     ):
         resume().run_training()
-    resume().perform_actual_validation()  # --val takes any
+    with monkeypatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", fork_context)
+        resume().perform_actual_validation()  # --val takes any
     assert resume(dmf_resume="new").loss.loss.fusion.step == saved["step"]
     monkeypatch.setenv("DMF_RESUME", "new")
     continued = resume()
@@ -517,7 +424,8 @@ def test_every_trainer_of_nnunet_trains_with_the_mixin(build, monkeypatch, capsy
 
     from dmf_plugins.nnunet import DMFTrainerMixin
 
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    # two pictures of each training would take nine tenths of the time
+    monkeypatch.setattr("dmf_plugins.report.recorder.plot_dynamics", lambda log, picture: None)
 
     def train(*bases: type) -> str:
         """What went wrong, empty if nothing did."""
@@ -531,11 +439,13 @@ def test_every_trainer_of_nnunet_trains_with_the_mixin(build, monkeypatch, capsy
             trainer = build(trainer_class, "3d_tiny" if volumetric else CONFIGURATION)
             trainer.num_epochs, trainer.disable_checkpointing = 1, True
             trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 2, 1
+            trainer.logger.plot_progress_png = lambda folder: None
             trainer.run_training()
         except BaseException as error:
             return f"{type(error).__name__}: {error}"
         finally:
-            gc.collect()  # trainer and optimizer hold each other; the largest networks take gigabytes
+            if volumetric:
+                gc.collect()  # trainer and optimizer hold each other, gigabytes of these
         if DMFTrainerMixin in bases:
             assert len(pd.read_csv(Path(trainer.output_folder) / "dmf_log.csv")) == 2
             told = re.search(r"DMF replaces the loss of .*", Path(trainer.log_file).read_text())
@@ -562,11 +472,9 @@ def test_every_trainer_of_nnunet_trains_with_the_mixin(build, monkeypatch, capsy
 
 
 @pytest.mark.parametrize("scheme", ["ignore", "regions"])
-def test_training_with_ignore_label_or_regions(scheme, phantoms, workspace, tmp_path):
+def test_training_with_ignore_label_or_regions(scheme, phantoms, tmp_path):
     """Through the commands, on labels that really hold them."""
     space = Workspace(tmp_path)
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        (tmp_path / name).mkdir()
     target = convert_dataset(
         "busi", phantoms, dataset_id=502, output=tmp_path / "nnUNet_raw", labels="benign-malignant"
     ).target
@@ -580,8 +488,7 @@ def test_training_with_ignore_label_or_regions(scheme, phantoms, workspace, tmp_
         label = np.array(Image.open(path))
         label[:10] = 3
         Image.fromarray(label).save(path)
-    space.run("nnUNetv2_plan_and_preprocess", "-d", 502, "-c", "2d", "-np", 2, "-npfp", 2)
-    shrink(tmp_path / "nnUNet_preprocessed" / target.name)
+    space.prepare(502)
     log = space.train("nnUNetTrainerDMF_Mine", dataset=502)
     assert "Training done" in log
     steps = pd.read_csv(space.fold("nnUNetTrainerDMF_Mine", target.name) / "dmf_log.csv")

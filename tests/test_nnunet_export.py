@@ -16,7 +16,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from dmf_plugins.errors import DataError, DMFError, UsageError
 from dmf_plugins.nnunet.export import export_nnunet
 
-from .test_cli import dmf
+from .support.commands import dmf
 
 ARCHITECTURE = {
     "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",

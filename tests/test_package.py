@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -15,24 +13,16 @@ import pytest
 
 from dmf_plugins import __version__
 
+from .support.commands import run
+
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(
     not (ROOT / "pyproject.toml").exists(), reason="the tests run without the source"
 )
 
 
-def run(*command: object, cwd: Path, **environment: str) -> str:
-    result = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout[-3000:]
-    return result.stdout.strip()
+def python(*arguments: object, cwd: Path, **environment: str) -> str:
+    return run(sys.executable, *arguments, cwd=cwd, **environment).strip()
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +30,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unpacked sdist, with the wheel built from it in ``dist/``."""
     pytest.importorskip("hatchling", reason="hatchling is not installed")
     folder = tmp_path_factory.mktemp("sdist")
-    run("-m", "hatchling", "build", "-t", "sdist", "-d", folder, cwd=ROOT)
+    python("-m", "hatchling", "build", "-t", "sdist", "-d", folder, cwd=ROOT)
     with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
         archive.extractall(folder, filter="data")
     unpacked = folder / f"dmf_plugins-{__version__}"
-    run("-m", "hatchling", "build", "-t", "wheel", "-d", unpacked / "dist", cwd=unpacked)
+    python("-m", "hatchling", "build", "-t", "wheel", "-d", unpacked / "dist", cwd=unpacked)
     return unpacked
 
 
@@ -52,12 +42,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_works_away_from_its_source(source, tmp_path):
     (wheel,) = (source / "dist").glob("*.whl")
     site = tmp_path / "site"
-    run("-m", "pip", "install", "--no-index", "--no-deps", "--target", site, wheel, cwd=tmp_path)
+    python("-m", "pip", "install", "--no-index", "--no-deps", "--target", site, wheel, cwd=tmp_path)
     tops = {path.name for path in site.iterdir()}
     assert tops == {"bin", "dmf_plugins", f"dmf_plugins-{__version__}.dist-info"}
     assert (site / "dmf_plugins/py.typed").exists()
     for folder, file in (("nnunet", "dmf.py"), ("mmseg", "_base_/default_runtime.py")):
-        printed = run(
+        printed = python(
             "-m", "dmf_plugins", "paths", f"--{folder}", cwd=tmp_path, PYTHONPATH=str(site)
         )
         assert printed.startswith(str(site))
@@ -66,7 +56,7 @@ def test_the_wheel_works_away_from_its_source(source, tmp_path):
 
 @pytest.mark.slow
 def test_the_source_holds_what_its_tests_need(source):
-    run(
+    python(
         "-m",
         "pytest",
         "--collect-only",
@@ -82,7 +72,7 @@ def test_an_index_takes_both(source):
     pytest.importorskip("twine", reason="twine is not installed")
     files = [*source.glob("dist/*.whl"), *source.parent.glob("*.tar.gz")]
     assert len(files) == 2
-    run("-m", "twine", "check", "--strict", *files, cwd=source)
+    python("-m", "twine", "check", "--strict", *files, cwd=source)
 
 
 def test_an_index_shows_no_dead_link():
@@ -139,17 +129,8 @@ def test_a_failed_step_of_the_setup_shows_its_end_and_how_to_go_on(tmp_path):
         (bin_ / name).write_text(script)
         (bin_ / name).chmod(0o755)
     (tmp_path / ".venv" / ".nnunet").touch()
-    result = subprocess.run(
-        ["make", ".venv/.mmcv"],
-        cwd=tmp_path,
-        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert result.returncode != 0
-    assert "\n  mmcv [1/2]\n12\n13\n" in result.stdout
-    assert "repeat the same make" in result.stdout
+    said = run("make", ".venv/.mmcv", cwd=tmp_path, code=2, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert "\n  mmcv [1/2]\n12\n13\n" in said
+    assert "repeat the same make" in said
     assert len(list((tmp_path / "cache/dmf_plugins").glob("mmcv-2.1.0-tag-torch==*.log"))) == 1
     assert not (tmp_path / ".venv" / ".mmcv").exists()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -16,6 +15,9 @@ from PIL import Image
 
 from dmf_plugins.data.phantom import phantom
 
+from .support.commands import run
+
+pytestmark = pytest.mark.slow
 MODULE = '''
 """Clinic: PATIENT_IMAGE.png with PATIENT_IMAGE_seg.png, several images per patient."""
 from pathlib import PurePosixPath
@@ -110,16 +112,10 @@ app([*convert, "flat", "--output", "flat"], standalone_mode=False)
 
 
 @pytest.fixture(scope="module")
-def used(clinic: Path) -> subprocess.CompletedProcess[str]:
-    """All of the package used in one process, in the folder ``clinic``."""
+def used(clinic: Path) -> str:
+    """What all of the package prints, used in one process in the folder ``clinic``."""
     path = os.pathsep.join([str(clinic / "package"), str(Path(__file__).parents[1])])
-    result = subprocess.run(
-        [sys.executable, "-c", USE], cwd=clinic,
-        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return result
+    return run(sys.executable, "-c", USE, cwd=clinic, PYTHONPATH=path, COLUMNS="200")
 
 
 @pytest.mark.parametrize(
@@ -156,8 +152,8 @@ def test_the_folds_do_not_divide_a_patient_either(clinic, used):
 
 
 def test_help_lists_it(used):
-    assert "bus, busc, busi, clinic." in used.stdout
-    assert "flat, mmseg, nnunet." in used.stdout
+    assert "bus, busc, busi, clinic." in used
+    assert "flat, mmseg, nnunet." in used
 
 
 @pytest.mark.parametrize(
@@ -169,4 +165,4 @@ def test_help_lists_it(used):
     ],
 )
 def test_what_is_broken_is_named(message, used):
-    assert message in used.stderr
+    assert message in used

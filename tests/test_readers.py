@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -17,13 +18,19 @@ from dmf_plugins.data.phantom import phantom
 from dmf_plugins.errors import DataError, UsageError
 
 
+@functools.cache
+def picture(number: int) -> tuple[np.ndarray, np.ndarray]:
+    image, masks = phantom(np.random.default_rng(number), 128, 128, number % 3 == 0, 1)
+    return image, masks[0]
+
+
 def build(
     folder: Path, name: Callable[[int], str], mask: Callable[[int], str], count: int = 24
 ) -> Path:
     """128x128 phantoms; masks are grey probability maps, lesion where they exceed one half."""
     for i in range(count):
-        image, masks = phantom(np.random.default_rng(i), 128, 128, i % 3 == 0, 1)
-        grey = np.where(masks[0] > 0, 128 + i, 40).astype(np.uint8)
+        image, lesion = picture(i)
+        grey = np.where(lesion > 0, 128 + i, 40).astype(np.uint8)
         for path, content in ((folder / name(i), image), (folder / mask(i), grey)):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(content).save(path)

@@ -14,7 +14,7 @@ from PIL import Image
 from dmf_plugins.atomic import MARK, building, claim, writing
 from dmf_plugins.errors import UsageError
 
-from .test_cli import dmf
+from .support.commands import dmf
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +123,7 @@ def test_a_link_to_a_folder_of_ours_stays_a_link(labels, tmp_path):
     assert len(list((tmp_path / "disk").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_of_two_runs_on_one_target_one_wins(phantoms, tmp_path):
     command = commands(phantoms, phantoms, tmp_path / "BUSI")["convert to mmseg"]
     runs = [

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,25 +14,16 @@ import torch
 
 pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
 
-from .test_nnunet import CONFIGURATION, Workspace, workspace  # noqa: F401
+from .support.forked import fork
+from .support.nnunet import CONFIGURATION, Workspace
 
 pytestmark = pytest.mark.slow
 SETTING = 'mine={"weighting": "mad", "memory_size": 6, "min_history": 2, "batch_dice": false}'
 EPOCHS = 3
 
 
-def trial(space: Workspace, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), env=environment(space), capture_output=True, text=True, check=False
-    )
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "dmf_plugins", "trial", "nnunet", *map(str, arguments)]
-
-
-def environment(space: Workspace) -> dict[str, str]:
-    return {**space.environment, "nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": "1"}
+def trial(space: Workspace, *arguments: object, code: int = 0) -> str:
+    return space.run("dmf", "trial", "nnunet", *arguments, code=code, OMP_NUM_THREADS="1")
 
 
 def begin(output: Path) -> list[object]:
@@ -46,33 +34,29 @@ def begin(output: Path) -> list[object]:
 
 
 @pytest.fixture(scope="module")
-def done(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def done(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trial whose first cell was killed after its first epoch, and the whole then run again."""
     output = tmp_path_factory.mktemp("trials") / "trial"
     jobs = trial(workspace, *begin(output), "--jobs")
-    assert jobs.returncode == 0, jobs.stderr
-    first, second = jobs.stdout.splitlines()
+    first, second = jobs.splitlines()
     assert first == f"dmf trial nnunet --output {output} --cell 0  # nnUNetTrainer/fold0"
     assert second.endswith("--cell 1  # mine/fold0")
     cell = output / "cells" / "mine" / "fold0"
-    with open(output / "killed.log", "wb") as log:
-        process = subprocess.Popen(
-            command("-o", output, "--cell", 1), env=environment(workspace), stdout=log, stderr=log
-        )
+    process = fork(
+        *("dmf", "trial", "nnunet", "-o", output, "--cell", 1),
+        cwd=None, output=str(output / "killed.log"),
+        **{**workspace.environment, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
     deadline = time.monotonic() + 240
     while not (cell / "epoch.txt").exists() and time.monotonic() < deadline:
-        assert process.poll() is None, (output / "killed.log").read_text()[-3000:]
+        assert process.is_alive(), (output / "killed.log").read_text()[-3000:]
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert list(cell.glob("results/*/*/fold_0/checkpoint_*.pth"))
     result = trial(workspace, "-o", output, "--workers", 1)
-    logs = "".join(p.read_text()[-2500:] for p in output.glob("cells/*/*.log"))
-    assert result.returncode == 0, result.stderr + logs
-    assert "cells: 2 done" in result.stdout
-    assert re.search(
-        r"smallest difference this trial could have shown at 80 % power", result.stdout
-    )
+    assert "cells: 2 done" in result
+    assert "smallest difference this trial could have shown at 80 % power" in result
     return output
 
 
@@ -90,7 +74,7 @@ def test_a_killed_cell_continues_from_its_checkpoint(done):
     assert checkpoint["trainer_name"] == "nnUNetTrainerDMF"  # nnUNetv2_predict finds it
 
 
-def test_cells_of_a_fold_begin_alike_and_every_validation_case_is_scored(workspace, done):  # noqa: F811
+def test_cells_of_a_fold_begin_alike_and_every_validation_case_is_scored(workspace, done):
     results = [json.loads(p.read_text()) for p in done.glob("cells/*/*/result.json")]
     assert len({result["initial_weights"] for result in results}) == 1
     splits = workspace.root / "nnUNet_preprocessed/Dataset501_BUSI/splits_final.json"
@@ -114,13 +98,13 @@ def test_the_page_stands_alone(done):
         assert (done / name).stat().st_size > 0
 
 
-def test_a_trial_grows_but_does_not_change(workspace, done):  # noqa: F811
+def test_a_trial_grows_but_does_not_change(workspace, done):
     grown = trial(workspace, *begin(done), "--folds", "0,1", "--jobs")
-    assert [line.split("# ")[1] for line in grown.stdout.splitlines()] == [
+    assert [line.split("# ")[1] for line in grown.splitlines()] == [
         "nnUNetTrainer/fold1", "mine/fold1"
     ]  # fmt: skip
-    other = trial(workspace, *begin(done), "--epochs", 9, "--jobs")
-    assert (other.returncode, "holds a trial with epochs=3, not 9" in other.stderr) == (2, True)
+    other = trial(workspace, *begin(done), "--epochs", 9, "--jobs", code=2)
+    assert "holds a trial with epochs=3, not 9" in other
 
 
 @pytest.mark.parametrize(
@@ -134,8 +118,8 @@ def test_a_trial_grows_but_does_not_change(workspace, done):  # noqa: F811
         ([501, "--setting", "x={"], 2, "must be NAME=JSON"),
     ],
 )  # fmt: skip
-def test_what_cannot_run_is_refused_at_once(workspace, tmp_path, arguments, code, message):  # noqa: F811
-    result = trial(workspace, *arguments, "-o", tmp_path / "t", "--device", "cpu")
-    assert (result.returncode, message in result.stderr) == (code, True), result.stderr
+def test_what_cannot_run_is_refused_at_once(workspace, tmp_path, arguments, code, message):
+    options = ("-o", tmp_path / "t", "--device", "cpu")
+    assert message in trial(workspace, *arguments, *options, code=code)
     assert not (tmp_path / "t" / "cells").exists()
     assert os.path.lexists(tmp_path / "t") is False

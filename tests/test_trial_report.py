@@ -15,7 +15,7 @@ from dmf_plugins.trials.engine import Cell
 from dmf_plugins.trials.plan import TrialPlan
 from dmf_plugins.trials.report import find, read_groups
 
-from .test_cli import dmf
+from .support.commands import dmf
 
 SEEDS = [0, 1]
 CASES = 12

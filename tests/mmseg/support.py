@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -58,18 +55,3 @@ def scalars(cfg: Config) -> list[dict[str, Any]]:
 
 def log_text(cfg: Config) -> str:
     return "".join(p.read_text() for p in sorted(Path(cfg.work_dir).glob("*/*.log")))
-
-
-def run(*arguments: object, cwd: Path, check: bool = True, **environment: str) -> str:
-    """Output of a Python command; ``check`` asks it to succeed."""
-    result = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "DMF_CONFIGS": str(CONFIGS), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert not check or result.returncode == 0, result.stdout[-3000:]
-    return result.stdout

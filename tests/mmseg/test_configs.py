@@ -16,6 +16,7 @@ from mmseg.structures import SegDataSample
 import dmf_plugins.mmseg  # noqa: F401  registers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(p.name for p in CONFIGS.glob("*.py")))
 def test_every_config_builds_and_computes_a_loss(name):
     cfg = Config.fromfile(CONFIGS / name)

@@ -9,7 +9,8 @@ import torch
 
 from dmf_plugins.errors import DataError, DMFError, UsageError
 
-from .support import CONFIGS, Config, run
+from ..support.forked import forked
+from .support import CONFIGS, Config
 
 # isort: split
 from mmseg.apis import inference_model, init_model
@@ -45,7 +46,7 @@ def test_an_exported_model_predicts_the_same_without_the_plugin(trained, data, t
     (tmp_path / "block" / "dmf_plugins" / "__init__.py").write_text("raise ImportError")
     image = next((data / "BUSI/img_dir/test").iterdir())
     files = (exported / "config.py", exported / "model.pth", image, tmp_path)
-    run("-c", STOCK, *files, cwd=tmp_path, PYTHONPATH=str(tmp_path / "block"))
+    forked("-c", STOCK, *files, cwd=tmp_path, PYTHONPATH=str(tmp_path / "block"))
     best = next(trained.glob("best_*.pth"))
     model = init_model(str(next(trained.glob("*.py"))), str(best), device="cpu")
     logits = torch.load(tmp_path / "logits.pt", weights_only=True)

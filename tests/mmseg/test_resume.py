@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +12,8 @@ import torch
 
 from dmf_plugins.errors import DataError
 
-from .support import TINY, TOOLS, Config, Runner, log_text, loss_of, run, table, tiny_config, train
+from ..support.forked import forked
+from .support import TINY, TOOLS, Config, Runner, log_text, loss_of, table, tiny_config, train
 
 # isort: split
 from mmengine.logging import HistoryBuffer
@@ -66,9 +65,7 @@ def test_resume_after_a_kill_equals_an_uninterrupted_run(config, tmp_path):
     changes["model.decode_head.dropout_ratio"] = 0.1
     first = config("resumed", **{"randomness.seed": None}, **changes)
     first.dump(str(tmp_path / "first.py"))
-    command = [sys.executable, "-c", KILLED, tmp_path / "first.py"]
-    result = subprocess.run(command, check=False, capture_output=True)
-    assert result.returncode == -signal.SIGKILL, result.stderr
+    forked("-c", KILLED, tmp_path / "first.py", code=-signal.SIGKILL)
     assert not (Path(first.work_dir) / "epoch_3.pth").exists()
     kept = torch.load(Path(first.work_dir) / "epoch_2.pth", weights_only=True)
     with (Path(first.work_dir) / "dmf_log.csv").open("a") as stream:
@@ -138,6 +135,7 @@ def test_flexible_runner_resumes(work):
     assert len(pd.read_csv(work / "dmf_log.csv")) == 6
 
 
+@pytest.mark.slow
 def test_every_reader_takes_our_checkpoints(trained, tmp_path):
     """Under torch's safe loading and without this package: mmseg's own tool for publishing too."""
     path = trained / "epoch_1.pth"
@@ -156,8 +154,8 @@ def test_every_reader_takes_our_checkpoints(trained, tmp_path):
         "model.load_state_dict(state, strict=True)"
     )
     environment = {"cwd": tmp_path, "PYTHONPATH": str(block.parent)}
-    run("-c", code, TINY, path, **environment)
-    run(TOOLS / "misc" / "publish_model.py", path, tmp_path / "public.pth", **environment)
+    forked("-c", code, TINY, path, **environment)
+    forked(TOOLS / "misc" / "publish_model.py", path, tmp_path / "public.pth", **environment)
 
 
 def test_the_log_survives_the_way_to_plain_data_and_back(trained):

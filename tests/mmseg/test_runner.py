@@ -16,6 +16,7 @@ from dmf_plugins.cli import app
 from dmf_plugins.data import convert_dataset
 
 from ..conftest import free_port
+from ..support.forked import fork, forked
 from .support import (
     CONFIGS,
     TINY,
@@ -24,7 +25,6 @@ from .support import (
     Runner,
     log_text,
     loss_of,
-    run,
     scalars,
     table,
     tiny_config,
@@ -287,14 +287,14 @@ def test_tools_train_resume_and_test(data, tmp_path):
     shutil.copy(TINY, tmp_path / "mine.py")
     options = {"cwd": tmp_path, "DMF_TEST_DATA": str(data)}
     base = (TOOLS / "train.py", "mine.py", "--work-dir", "w")
-    run(*base, "--cfg-options", "train_cfg.max_epochs=1", **options)
+    forked(*base, "--cfg-options", "train_cfg.max_epochs=1", **options)
     more = ("train_cfg.max_epochs=2", "train_cfg.val_interval=2", "custom_hooks.0.resume=new")
     changed = ("--cfg-options", *more, "model.decode_head.loss_decode.gamma0=7.0")
-    run(*base, "--resume", *changed, **options)
+    forked(*base, "--resume", *changed, **options)
     assert len(pd.read_csv(tmp_path / "w/dmf_log.csv")) == 6
     best = next((tmp_path / "w").glob("best_*.pth"))
     test = (TOOLS / "test.py", "mine.py", best, "--work-dir", "t", "--tta")
-    assert "lesion_dice:" in run(*test, "--out", "predictions", **options)
+    assert "lesion_dice:" in forked(*test, "--out", "predictions", **options)
     truth, predictions = data / "BUSI/ann_dir/test", tmp_path / "predictions"
     assert {p.name for p in predictions.iterdir()} == {p.name for p in truth.iterdir()}
     report = ["--labels", "lesion=1", "--out", str(tmp_path / "report")]
@@ -327,11 +327,19 @@ def test_gloo_ranks_have_the_same_weights(data, tmp_path):
     )
 
     def train(ranks: int, *arguments: str) -> dict:
-        run(
-            *("-m", "torch.distributed.run", "--nproc_per_node", ranks),
-            *("--master_port", free_port(), script, *arguments),
-            cwd=tmp_path, DMF_TEST_DATA=str(data), OMP_NUM_THREADS="1",
-        )  # fmt: skip
+        # what torchrun sets
+        job = dict(WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+        processes = [
+            fork(
+                script, *arguments, cwd=tmp_path, output=str(tmp_path / f"{arguments[0]}{rank}.txt"),
+                RANK=str(rank), LOCAL_RANK=str(rank), **job,
+            )
+            for rank in range(ranks)
+        ]  # fmt: skip
+        for rank, process in enumerate(processes):
+            process.join()
+            said = (tmp_path / f"{arguments[0]}{rank}.txt").read_text()
+            assert process.exitcode == 0, said[-3000:]
         states = [
             torch.load(tmp_path / arguments[0] / f"rank{r}.pth", weights_only=True)
             for r in range(ranks)

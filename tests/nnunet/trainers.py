@@ -20,6 +20,7 @@ class nnUNetTrainerDMF_Mine(nnUNetTrainerDMF):
         self.save_every = 1
         torch.manual_seed(0)
         super().initialize()
+        self.logger.plot_progress_png = lambda folder: None  # nnU-Net's own, a second each epoch
 
     def on_epoch_start(self):
         # so that an interrupted training sees the data an uninterrupted one does

@@ -1,6 +1,6 @@
 """nnU-Net's own multi-GPU worker on a machine without GPUs: gloo for NCCL, the CPU for a card.
 
-    python -m tests.nnunet_ddp WORLD DATASET CONFIGURATION FOLD TRAINER [--c]
+    python -m tests.support.nnunet_ddp WORLD DATASET CONFIGURATION FOLD TRAINER [--c]
 
 Each rank leaves its DMF state in the fold's folder as ``rank0.pth``, ``rank1.pth``, ...
 """
@@ -56,4 +56,6 @@ if __name__ == "__main__":
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(free_port()))
     task = (dataset, configuration, int(fold), trainer, "nnUNetPlans")
     flags = (False, "--c" in sys.argv, False, None, False, False)
-    mp.spawn(worker, args=((*task, *flags), int(world)), nprocs=int(world))
+    arguments = ((*task, *flags), int(world))
+    # from a process that has done nothing yet but import
+    mp.start_processes(worker, args=arguments, nprocs=int(world), start_method="fork")

@@ -1,0 +1,55 @@
+"""Commands as the tests run them: ``dmf`` in this process, others in a process of their own."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+from unittest import mock
+
+from dmf_plugins.cli import main
+
+DMF = Path(sysconfig.get_path("scripts")) / "dmf"
+
+
+def dmf(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """``dmf`` through its entry point in this process, with no variable of nnU-Net but those given."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith("nnUNet_")}
+    output, errors = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    code = 0
+    with (
+        mock.patch.dict(os.environ, {**own, "COLUMNS": "200", **environment}, clear=True),
+        mock.patch.multiple(sys, stdout=output, stderr=errors, excepthook=sys.excepthook),
+        mock.patch.object(sys, "argv", ["dmf", *map(str, arguments)]),
+    ):
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        except Exception:
+            traceback.print_exc()
+            code = 1
+    texts = []
+    for stream in (output, errors):
+        stream.flush()
+        texts.append(stream.buffer.getvalue().decode())
+    return subprocess.CompletedProcess(arguments, code, *texts)
+
+
+def run(*command: object, cwd: Path | None = None, code: int | None = 0, **environment: str) -> str:
+    """What a command in a process of its own prints; ``code`` is how it must end, None anyhow."""
+    result = subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert code in (None, result.returncode), result.stdout[-4000:]
+    return result.stdout
