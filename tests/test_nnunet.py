@@ -399,7 +399,7 @@ def stock_trainers() -> list[type]:
         if isinstance(value, type) and value.__module__ == module.__name__
     ]
     base = importlib.import_module(f"{package.__name__}.nnUNetTrainer").nnUNetTrainer
-    large = re.compile(r"Primus(V\d|_)[BML]")  # as Primus S, but for the size
+    large = re.compile(r"Primus(V\d|_)[BML]|_96_")  # as Primus S, but for the size
     return [t for t in found if issubclass(t, base) and not large.search(t.__name__)]
 
 
