@@ -21,12 +21,13 @@ settings.load_profile("default")
 
 # the files that take longest, longest first: the last file to begin must be a short one
 LONG = (
-    "test_readme.py", "test_grid.py", "test_nnunet.py", "test_runner.py", "test_trial_nnunet.py",
-    "test_trial_mmseg.py", "test_fusion.py", "test_notebook.py", "test_resume.py",
-    "test_package.py", "test_compiled.py", "test_doctor.py", "test_dmf_loss.py",
-    "test_fusion_golden.py", "test_export.py", "test_configs.py", "test_trial_cluster.py",
-    "test_distributed.py", "test_data.py", "test_readers.py", "test_evaluate.py",
-    "test_faults.py", "test_hostile.py", "test_targets.py", "test_messages.py", "test_losses.py",
+    "test_readme.py", "test_nnunet.py", "test_runner.py", "test_trial_mmseg.py",
+    "test_notebook.py", "test_trial_nnunet.py", "test_trial_slurm.py", "test_package.py",
+    "test_fusion.py", "test_grid.py", "test_compiled.py", "test_resume.py", "test_distributed.py",
+    "test_export.py", "test_dmf_loss.py", "test_fusion_golden.py", "test_doctor.py",
+    "test_configs.py", "test_trial_cluster.py", "test_readers.py", "test_evaluate.py",
+    "test_data.py", "test_hostile.py", "test_targets.py", "test_faults.py", "test_messages.py",
+    "test_losses.py",
 )  # fmt: skip
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -29,6 +29,7 @@ from dmf_plugins.data.phantom import phantom
 from dmf_plugins.errors import DataError, UsageError
 
 from .conftest import shared
+from .support.commands import run
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -489,7 +490,7 @@ sys.addaudithook(hook)
 convert_dataset("busi", sys.argv[1], "mmseg", output=sys.argv[2])
 assert not found, found
 """
-    subprocess.run([sys.executable, "-c", code, phantoms, tmp_path], check=True)
+    run(sys.executable, "-c", code, phantoms, tmp_path)
 
 
 def test_the_next_command_names_the_config_that_fits(phantoms, tmp_path, monkeypatch):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import dmf_plugins
+
+from .support.commands import run
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(dmf_plugins.__file__).parent
@@ -36,14 +37,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("mkdocstrings", reason="mkdocs-material and mkdocstrings are not installed")
     if not (ROOT / "mkdocs.yml").exists():
         pytest.skip("the tests run without the source")
-    result = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run(sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path, cwd=ROOT)
     api = (tmp_path / "api" / "index.html").read_text(encoding="utf-8")
     assert all(f'id="dmf_plugins.{name}"' in api for name in ("DMFLoss", "DynamicMemoryFusion"))
     assert ":class:" not in api
