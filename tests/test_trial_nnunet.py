@@ -94,6 +94,10 @@ def test_the_page_stands_alone(done):
     assert page.count("data:image/png;base64,") == 6
     assert page.count("<svg") == 2
     assert "largest gain" in page
+    assert (
+        "| Surface Dice | Lesions found | False lesions per case |"
+        in (done / "report.md").read_text()
+    )
     for name in ("scores.csv", "report.md", "tables.tex", "forest.svg", "curves.svg"):
         assert (done / name).stat().st_size > 0
 

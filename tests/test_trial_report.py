@@ -32,9 +32,13 @@ def finish(cell: Cell, dice: np.ndarray, cases: list[str] | None = None) -> None
             "predicted_pixels": 9,
         }
     ).to_csv(cell.folder / "per_image.csv", index=False)
-    (cell.folder / "result.json").write_text(
-        json.dumps({"initial_weights": "same", "predictions": "predictions", "log": "none.csv"})
-    )
+    result = {
+        "initial_weights": "same",
+        "predictions": "predictions",
+        "log": "none.csv",
+        "scores": {"dice": float(dice.mean()), "false_lesions": 1.5 - float(dice.mean())},
+    }
+    (cell.folder / "result.json").write_text(json.dumps(result))
 
 
 @pytest.fixture
@@ -63,6 +67,15 @@ def test_the_verdict_is_of_a_setting_beyond_chance_if_there_is_one(plan):
     # scores are averaged over the repeats before anything is tested
     assert (row["images"], len(findings.scores["b"])) == (CASES, CASES)
     assert row["detectable"] == pytest.approx((row["high"] - row["low"]) / 2 * 2.8 / 1.96)
+
+
+def test_the_table_has_the_scores_that_are_known_and_fewer_false_lesions_are_better(plan):
+    table = find(plan, {}).table
+    assert list(table) == ["Dice", "False lesions per case"]
+    assert {name: list(table.index[table[name].str.startswith("**")]) for name in table} == {
+        "Dice": ["c"], "False lesions per case": ["c"]
+    }  # fmt: skip
+    assert table.loc["a", "False lesions per case"].startswith("0.95 ± "), "a number, no percentage"
 
 
 def test_copies_of_a_case_in_one_group_widen_the_interval_again(plan):

@@ -14,11 +14,12 @@ from mmengine.runner import Runner
 
 import dmf_plugins
 import dmf_plugins.mmseg
+import dmf_plugins.trials.mmseg  # registers TrialHook
 from dmf_plugins.grid.plan import GridPlan
 from dmf_plugins.metrics.evaluate import PER_IMAGE, evaluate_folders
 from dmf_plugins.paths import bundled
 from dmf_plugins.trials.engine import Cell
-from dmf_plugins.trials.mmseg import INITIAL
+from dmf_plugins.trials.score import INITIAL
 
 CONFIG = "unet_dmf_busi-128x128.py"
 VALIDATIONS = 10  # a training

@@ -20,13 +20,12 @@ from PIL import Image
 import dmf_plugins.mmseg  # noqa: F401  registers DMFLoss and DMFHook
 from dmf_plugins.errors import DataError, UsageError, describe
 from dmf_plugins.losses import DMFLoss
-from dmf_plugins.metrics.evaluate import PER_IMAGE, evaluate_folders
 from dmf_plugins.trials.digest import network_digest
 from dmf_plugins.trials.engine import Cell
-from dmf_plugins.trials.plan import TrialPlan
+from dmf_plugins.trials.plan import EPOCH, TrialPlan
+from dmf_plugins.trials.score import INITIAL, finish
 
 STOCK = "stock"
-INITIAL = "initial_weights.txt"
 IGNORE = 255
 BACKGROUND = ("background", "bg", "unlabeled", "others")
 
@@ -46,7 +45,7 @@ class TrialHook(Hook):
             (self.folder / INITIAL).write_text(digest)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        (self.folder / "epoch.txt").write_text(str(runner.epoch + 1))
+        (self.folder / EPOCH).write_text(str(runner.epoch + 1))
 
 
 @METRICS.register_module()
@@ -179,21 +178,14 @@ def run(plan: TrialPlan, cell: Cell) -> None:
     classes = tester.test_dataloader.dataset.metainfo["classes"]
     first = _first(classes)
     labels = {name: i + first for i, name in enumerate(classes) if i + first > 0}
-    evaluation = evaluate_folders(
-        cell.folder / "predictions", truth(plan, cell), labels, ignore_index=IGNORE, workers=1
-    )
-    evaluation.per_image.to_csv(cell.folder / PER_IMAGE, index=False, float_format="%.6g")
-    cell.finish(
-        {
-            "setting": cell.setting,
-            "repeat": cell.folder.name,
-            "options": cell.options,
-            "initial_weights": (cell.folder / INITIAL).read_text(),
-            "labels": evaluation.labels,
-            "predictions": "predictions",
-            "log": "work/dmf_log.csv",
-            "seconds": round(time.monotonic() - start),
-        }
+    finish(
+        cell,
+        truth(plan, cell),
+        labels,
+        predictions=cell.folder / "predictions",
+        log=cell.folder / "work" / "dmf_log.csv",
+        ignore_index=IGNORE,
+        start=start,
     )
 
 

@@ -12,10 +12,10 @@ from typing import Any
 from dmf_plugins.core.config import DMFConfig
 from dmf_plugins.demo import usable_device
 from dmf_plugins.errors import DataError, UsageError, needs
-from dmf_plugins.metrics.evaluate import PER_IMAGE, evaluate_folders
 from dmf_plugins.paths import bundled
 from dmf_plugins.trials.engine import Cell
 from dmf_plugins.trials.plan import TrialPlan
+from dmf_plugins.trials.score import finish
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 CLASS = "nnUNetTrainerOfThisCell"
@@ -120,26 +120,14 @@ def run(plan: TrialPlan, cell: Cell) -> None:
     folder = dataset_folder(plan)
     (fold,) = cell.folder.glob("results/*/*/fold_*")
     labels, ignore = _labels(json.loads((folder / "dataset.json").read_text())["labels"])
-    evaluation = evaluate_folders(
-        fold / "validation",
-        folder / "gt_segmentations",
+    finish(
+        cell,
+        truth(plan, cell),
         labels,
+        predictions=fold / "validation",
+        log=fold / "dmf_log.csv",
         ignore_index=ignore,
-        partial=True,
-        workers=1,
-    )
-    evaluation.per_image.to_csv(cell.folder / PER_IMAGE, index=False, float_format="%.6g")
-    cell.finish(
-        {
-            "setting": cell.setting,
-            "repeat": cell.folder.name,
-            "options": cell.options,
-            "initial_weights": (cell.folder / "initial_weights.txt").read_text(),
-            "labels": evaluation.labels,
-            "predictions": str((fold / "validation").relative_to(cell.folder)),
-            "log": str((fold / "dmf_log.csv").relative_to(cell.folder)),
-            "seconds": round(time.monotonic() - start),
-        }
+        start=start,
     )
 
 

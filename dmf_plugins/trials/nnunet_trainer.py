@@ -14,6 +14,8 @@ import torch
 from dmf_plugins.errors import UsageError
 from dmf_plugins.nnunet.finder import find_trainer
 from dmf_plugins.trials.digest import network_digest
+from dmf_plugins.trials.plan import EPOCH
+from dmf_plugins.trials.score import INITIAL
 
 CHECKPOINTS = 20  # per training
 
@@ -57,7 +59,7 @@ def trial_trainer(
         parent.on_train_start(self)
         if self.current_epoch == 0:
             digest = network_digest(self.network.state_dict())
-            (Path(folder) / "initial_weights.txt").write_text(digest)
+            (Path(folder) / INITIAL).write_text(digest)
 
     def on_epoch_start(self: Any) -> None:
         seed(self, 1 + self.current_epoch)  # so that a continued training sees the same images
@@ -65,7 +67,7 @@ def trial_trainer(
 
     def on_epoch_end(self: Any) -> None:
         parent.on_epoch_end(self)
-        (Path(folder) / "epoch.txt").write_text(str(self.current_epoch))
+        (Path(folder) / EPOCH).write_text(str(self.current_epoch))
 
     def save_checkpoint(self: Any, filename: Any) -> None:
         if not isinstance(filename, str):

@@ -13,6 +13,7 @@ from dmf_plugins.errors import DataError, UsageError
 from dmf_plugins.trials.engine import Cell
 
 P = TypeVar("P", bound="Plan")
+EPOCH = "epoch.txt"  # in a cell's folder, how many it has finished
 
 
 @dataclass(kw_only=True)
@@ -156,6 +157,6 @@ class TrialPlan(Plan):
     def epoch(self, cell: Cell) -> int:
         """As the training notes it at the end of each epoch."""
         try:
-            return int((cell.folder / "epoch.txt").read_text())
+            return int((cell.folder / EPOCH).read_text())
         except (OSError, ValueError):
             return 0

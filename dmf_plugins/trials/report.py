@@ -20,7 +20,18 @@ from dmf_plugins.trials.plan import TrialPlan
 
 # half the width of a 95 % interval to the difference seen in 80 % of trials
 _POWER = (1.96 + 0.84) / 1.96
-_SCORES = {"dice": "Dice", "iou": "IoU", "precision": "Precision", "recall": "Recall"}
+_SCORES = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "precision": "Precision",
+    "recall": "Recall",
+    "surface_dice": "Surface Dice",
+    "lesions_found": "Lesions found",
+    "false_lesions": "False lesions per case",
+    "false_alarms": "False alarms",
+}
+_NUMBERS = ["false_lesions"]  # the others are shares
+_SMALLER_IS_BETTER = ["False lesions per case", "False alarms"]
 
 
 @dataclass
@@ -90,17 +101,14 @@ def find(plan: TrialPlan, groups: Mapping[str, str]) -> Findings:
     comparison = compare_cells(runs, reference, groups)
     everyone = {name: {c.seed for c in done if c.setting == name} for name in settings}
     scores = {name: _averaged(runs, name, seeds) for name, seeds in everyone.items()}
-    frames = [pd.read_csv(c.folder / PER_IMAGE).assign(setting=c.setting, run=c.name) for c in done]
-    rows = pd.concat(frames)
-    columns = [name for name in _SCORES if name in rows]
-    per_cell = rows.groupby(["setting", "run"], sort=False)[columns].mean().mul(100).reset_index()
+    rows = pd.concat([pd.read_csv(c.folder / PER_IMAGE).assign(setting=c.setting) for c in done])
     return Findings(
         plan=plan,
         cells=done,
         reference=reference,
         scores=scores,
         comparison=comparison,
-        table=best_in_bold(mean_and_std(per_cell, ["setting"], _SCORES)),
+        table=_table(done),
         classes=rows.pivot_table(
             index="class", columns="setting", values="dice", sort=False
         ).rename_axis(columns=None),
@@ -130,6 +138,15 @@ def compare_cells(
     comparison = compare_scores(pairs, groups=groups)
     comparison["detectable"] = (comparison["high"] - comparison["low"]) / 2 * _POWER
     return comparison
+
+
+def _table(done: list[Cell]) -> pd.DataFrame:
+    """Every score that cells have, as ``dmf evaluate`` gives it, mean and deviation over the cells."""
+    rows = pd.DataFrame([{"setting": c.setting, **c.result()["scores"]} for c in done])
+    titles = {name: title for name, title in _SCORES.items() if name in rows}
+    shares = [name for name in titles if name not in _NUMBERS]
+    rows[shares] *= 100
+    return best_in_bold(mean_and_std(rows, ["setting"], titles), _SMALLER_IS_BETTER)
 
 
 def read_groups(given: Path | None, manifest: Path) -> dict[str, str]:
