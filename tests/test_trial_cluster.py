@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from dmf_plugins.errors import DMFError, UsageError
 from dmf_plugins.trials import cluster
 from dmf_plugins.trials.engine import RESULT
 from dmf_plugins.trials.plan import TrialPlan
+
+from .conftest import free_port
 
 pytest.importorskip("submitit", reason="submitit is not installed")
 
@@ -53,3 +56,15 @@ def test_what_a_cluster_refuses_is_explained(tmp_path, monkeypatch, name, option
     monkeypatch.setenv("PATH", os.devnull)  # no srun
     with pytest.raises(UsageError, match=message):
         cluster.submit(plan(tmp_path), name, 1, options)
+
+
+@pytest.mark.skipif(shutil.which("sbatch") is None, reason="SLURM is not installed")
+def test_a_cluster_that_does_not_answer_is_named_with_its_message(tmp_path, monkeypatch):
+    conf = tmp_path / "slurm.conf"
+    conf.write_text(
+        f"ClusterName=x\nSlurmctldHost=x(127.0.0.1)\nSlurmctldPort={free_port()}\nAuthType=auth/none\n"
+        "MessageTimeout=2\nNodeName=x\nPartitionName=x Nodes=x Default=YES\n"
+    )
+    monkeypatch.setenv("SLURM_CONF", str(conf))
+    with pytest.raises(DMFError, match=r"did not take the jobs: .*Unable to contact slurm"):
+        cluster.submit(plan(tmp_path), "slurm", 2, {})
