@@ -38,6 +38,18 @@ def per_image(cell: Cell, lesion: bool) -> pd.DataFrame:
     return table[(table["true_pixels"] > 0) == lesion]
 
 
+def keep_images(cells: Sequence[Cell], path: Path) -> None:
+    """What every training scored on every case, so that all tables can be made again."""
+    columns = ["image", "class", "dice", "true_pixels", "predicted_pixels"]
+    frames = [
+        pd.read_csv(cell.folder / PER_IMAGE, usecols=columns).assign(
+            setting=cell.setting, repeat=cell.folder.name
+        )
+        for cell in cells
+    ]
+    pd.concat(frames).to_csv(path, index=False, float_format="%.4g")
+
+
 def compared(
     name: str, title: str, runs: Runs, reference: str, groups: dict[str, str], output: Path
 ) -> None:
@@ -60,7 +72,10 @@ def means(title: str, runs: Runs) -> None:
 
 def ultrasound(plan: GridPlan, output: Path) -> None:
     cells = whole_repeats(plan)
-    print(f"{len(cells)} trainings of {len({c.seed for c in cells}) // plan.folds} whole repeats\n")
+    print(
+        f"{len(cells)} trainings of {len({c.seed for c in cells}) // plan.folds} whole repeat(s)\n"
+    )
+    keep_images(cells, output / "ultrasound_images.csv")
     groups = read_groups(None, plan.data_root(cells[0].seed) / "manifest.csv")
     dice = [(c, per_image(c, lesion=True)["dice"]) for c in cells]
     compared("dice", "lesion Dice", dice, BASELINE, groups, output)
@@ -74,6 +89,7 @@ def ultrasound(plan: GridPlan, output: Path) -> None:
 def hippocampus(plan: TrialPlan, output: Path) -> None:
     cells = [cell for cell in plan.cells() if cell.finished]
     reference = next(iter(plan.settings))
+    keep_images(cells, output / "hippocampus_images.csv")
     mean = [(cell, image_scores(cell.folder)) for cell in cells]
     compared("hippocampus", "mean Dice", mean, reference, {}, output)
     tables = [(cell, pd.read_csv(cell.folder / PER_IMAGE, dtype={"image": str})) for cell in cells]
