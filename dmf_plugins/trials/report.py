@@ -206,9 +206,10 @@ def _verdict(comparison: pd.DataFrame, reference: str) -> str:
     difference, low, high, detectable = (
         100 * best[name] for name in ("difference", "low", "high", "detectable")
     )
+    p = f"= {best['p_holm']:.3f}" if best["p_holm"] >= 0.001 else "< 0.001"
     numbers = (
         f"{difference:+.2f} points of Dice against {reference} (95 % interval {low:+.2f} to "
-        f"{high:+.2f}, {best['images']} cases, Holm p = {best['p_holm']:.3f}); the smallest difference "
+        f"{high:+.2f}, {best['images']} cases, Holm p {p}); the smallest difference "
         f"this trial could have shown at 80 % power is {detectable:.2f} points."
     )
     if _helps(best):
