@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from dmf_plugins.grid.plan import BASELINE, GridPlan
@@ -58,8 +57,7 @@ def compared(
     print(f"## {title}\n\n{comparison_markdown(table, name)}")
     figure = forest(table, title)
     if figure is not None:
-        with rc_context({"svg.hashsalt": name}):
-            save_figure(figure, output / f"{name}.svg")
+        save_figure(figure, output / f"{name}.svg")
 
 
 def means(title: str, runs: Runs) -> None:
@@ -118,8 +116,7 @@ def course(cells: Sequence[Cell], output: Path) -> None:
         axes.set(title=f"label {label}", xlabel="epoch", ylim=(0, 1))
     panels[0].set_ylabel("pseudo Dice, mean of the folds")
     panels[0].legend(fontsize=7)
-    with rc_context({"svg.hashsalt": "course"}):
-        save_figure(figure, output / "course.svg")
+    save_figure(figure, output / "course.svg")
     last = table[table["epoch"] == table["epoch"].max()]
     print(last.pivot_table(index="setting", columns="label", values="pseudo_dice", sort=False))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any, ClassVar
 from dmf_plugins.data import convert_dataset
 from dmf_plugins.data.readers import READERS
 from dmf_plugins.errors import UsageError
-from dmf_plugins.trials.engine import Cell
-from dmf_plugins.trials.plan import Plan
+from dmf_plugins.trials.plan import Plan, check_options
 
 BASELINE = "fixed"
 
@@ -78,16 +76,6 @@ class GridPlan(Plan):
     def length(self) -> int:
         return self.epochs
 
-    def epoch(self, cell: Cell) -> int:
-        """As far as the log of the training tells."""
-        try:
-            with (cell.folder / "work" / "dmf_log.csv").open("rb") as stream:
-                stream.seek(0, os.SEEK_END)
-                stream.seek(max(0, stream.tell() - 400))
-                return int(stream.read().splitlines()[-1].split(b",")[0]) + 1
-        except (OSError, IndexError, ValueError):
-            return 0
-
     def data_root(self, seed: int) -> Path:
         """Converted data of one seed."""
         return self.output / "data" / f"{self.repeat}{seed}" / READERS[self.dataset].title
@@ -134,15 +122,6 @@ def grid_settings(
         if name in settings or not name or "/" in name:
             raise UsageError(f"a variant cannot be called {name!r}: taken, empty, or with a slash")
         settings[name] = dict(options)
-    _check(settings)
-    return settings
-
-
-def _check(settings: Mapping[str, Mapping[str, Any]]) -> None:
-    from dmf_plugins.losses import DMFLoss
-
     for name, options in settings.items():
-        try:
-            DMFLoss(**options)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"setting {name}: {error.args[0]}") from error
+        check_options(name, options)
+    return settings

@@ -20,7 +20,7 @@ from dmf_plugins.report.log import read_log
 from dmf_plugins.report.samples import plot_samples
 from dmf_plugins.report.tables import best_in_bold, mean_and_std, table_latex, table_markdown
 from dmf_plugins.trials.engine import Cell
-from dmf_plugins.trials.report import compare_cells, read_groups
+from dmf_plugins.trials.report import check_alike, compare_cells, read_groups
 
 COLUMNS = {
     "dice": "Dice",
@@ -51,7 +51,7 @@ def write_report(plan: GridPlan) -> list[Path]:
     if not done:
         raise DataError(f"no cell of {plan.output} has finished yet")
     results = _results(done)
-    _check_initial_weights(results)
+    check_alike(done)
     files = {plan.output / "results.csv": results.to_csv(index=False, float_format="%.6g")}
     comparison = _comparison(plan, done)
     text = [_headline(plan, results)]
@@ -100,15 +100,6 @@ def _results(cells: list[Cell]) -> pd.DataFrame:
 
 def _name(spec: object) -> str | None:
     return str(spec["type"]) if isinstance(spec, Mapping) else None if spec is None else str(spec)
-
-
-def _check_initial_weights(results: pd.DataFrame) -> None:
-    for seed, group in results.groupby("seed"):
-        if group["initial_weights"].nunique() > 1:
-            raise DataError(
-                f"cells of seed {seed} began from different networks: they were trained by different "
-                "versions; remove their folders and run them again"
-            )
 
 
 def _headline(plan: GridPlan, results: pd.DataFrame) -> str:

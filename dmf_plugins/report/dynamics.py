@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from matplotlib import style
+from matplotlib import rc_context, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -91,9 +91,14 @@ def _draw(log: pd.DataFrame, output: Path) -> None:
 
 
 def save_figure(figure: Figure, output: Path) -> None:
-    """Write a picture, whole or not at all; the suffix decides the format."""
+    """Write a picture, whole or not at all; the suffix decides the format.
+
+    What is drawn alike gives the same file: an SVG has neither random names nor a date.
+    """
     partial = output.with_name(f".{output.stem}.partial{output.suffix}")
-    figure.savefig(partial, dpi=100)
+    metadata = {"Date": None} if output.suffix == ".svg" else None
+    with rc_context({"svg.hashsalt": output.name}):
+        figure.savefig(partial, dpi=100, metadata=metadata)
     os.replace(partial, output)
 
 

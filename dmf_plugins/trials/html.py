@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context, style
+from matplotlib import style
 from matplotlib.figure import Figure
 
 from dmf_plugins.errors import DMFError
@@ -41,8 +41,7 @@ def write_html(findings: Findings, framework: Any) -> list[str]:
     shown: dict[str, str] = {}
     for name, figure in drawings.items():
         if figure is not None:
-            with rc_context({"svg.hashsalt": name}):
-                save_figure(figure, output / name)
+            save_figure(figure, output / name)
             text = (output / name).read_text(encoding="utf-8")
             shown[name] = text[text.index("<svg") :]
     (output / "report.html").write_text(

@@ -19,10 +19,9 @@ from PIL import Image
 
 import dmf_plugins.mmseg  # noqa: F401  registers DMFLoss and DMFHook
 from dmf_plugins.errors import DataError, UsageError, describe
-from dmf_plugins.losses import DMFLoss
 from dmf_plugins.trials.digest import network_digest
 from dmf_plugins.trials.engine import Cell
-from dmf_plugins.trials.plan import EPOCH, TrialPlan
+from dmf_plugins.trials.plan import EPOCH, TrialPlan, check_options
 from dmf_plugins.trials.score import INITIAL, finish
 
 STOCK = "stock"
@@ -89,10 +88,7 @@ def settings(entries: Sequence[str], variants: dict[str, Any]) -> dict[str, dict
         options = variants[name]
         if not name or "/" in name or not isinstance(options, dict):
             raise UsageError(f"--setting must be stock or NAME={{...}}, got {name!r}")
-        try:
-            DMFLoss(**options)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"setting {name}: {error.args[0]}") from error
+        check_options(name, options)
         found[name] = {"dmf": options}
     return found
 

@@ -14,7 +14,7 @@ from dmf_plugins.demo import usable_device
 from dmf_plugins.errors import DataError, UsageError, needs
 from dmf_plugins.paths import bundled
 from dmf_plugins.trials.engine import Cell
-from dmf_plugins.trials.plan import TrialPlan
+from dmf_plugins.trials.plan import TrialPlan, check_options
 from dmf_plugins.trials.score import finish
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -27,8 +27,6 @@ def settings(trainers: str, variants: dict[str, Any]) -> dict[str, dict[str, Any
     Raises:
         UsageError: a variant is no object, its options are refused, or its name is taken.
     """
-    from dmf_plugins.losses import DMFLoss
-
     found: dict[str, dict[str, Any]] = {
         name: {"trainer": name} for name in trainers.split(",") if name
     }
@@ -37,10 +35,7 @@ def settings(trainers: str, variants: dict[str, Any]) -> dict[str, dict[str, Any
             raise UsageError(f"a setting cannot be called {name!r}: taken, empty, or with a slash")
         if not isinstance(options, dict):
             raise UsageError(f"--setting {name} must be a JSON object of DMFLoss options")
-        try:
-            DMFLoss(**options)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"setting {name}: {error.args[0]}") from error
+        check_options(name, options)
         found[name] = {"trainer": "nnUNetTrainerDMF", "dmf": options}
     return found
 

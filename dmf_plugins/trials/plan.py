@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -62,6 +63,13 @@ class Plan:
             for name, options in self.settings.items()
         ]
 
+    def epoch(self, cell: Cell) -> int:
+        """As the training notes it at the end of each epoch."""
+        try:
+            return int((cell.folder / EPOCH).read_text())
+        except (OSError, ValueError):
+            return 0
+
     def save(self) -> None:
         """Write ``KIND.json``, whole."""
         content = {k: v for k, v in asdict(self).items() if k != "output"}
@@ -119,6 +127,16 @@ class Plan:
             ) from error
 
 
+def check_options(setting: str, options: Mapping[str, Any]) -> None:
+    """Raise ``UsageError``, with the name of the setting, for options that ``DMFLoss`` refuses."""
+    from dmf_plugins.losses import DMFLoss
+
+    try:
+        DMFLoss(**options)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"setting {setting}: {error.args[0]}") from error
+
+
 @dataclass(kw_only=True)
 class TrialPlan(Plan):
     """A trial of one framework.
@@ -153,10 +171,3 @@ class TrialPlan(Plan):
     @property
     def length(self) -> int | None:
         return self.epochs
-
-    def epoch(self, cell: Cell) -> int:
-        """As the training notes it at the end of each epoch."""
-        try:
-            return int((cell.folder / EPOCH).read_text())
-        except (OSError, ValueError):
-            return 0

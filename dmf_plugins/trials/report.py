@@ -94,7 +94,7 @@ def find(plan: TrialPlan, groups: Mapping[str, str]) -> Findings:
     done = [cell for cell in plan.cells() if cell.finished]
     if not done:
         raise DataError(f"no cell of {plan.output} has finished yet; its logs are in cells/")
-    _check_alike(done)
+    check_alike(done)
     runs = [(cell, image_scores(cell.folder)) for cell in done]
     settings = [name for name in plan.settings if any(c.setting == name for c in done)]
     reference = settings[0]
@@ -174,7 +174,8 @@ def _averaged(runs: Sequence[tuple[Cell, pd.Series]], setting: str, seeds: set[i
     return scores.groupby(scores.index.map(lambda name: stem(Path(name)))).mean()
 
 
-def _check_alike(done: list[Cell]) -> None:
+def check_alike(done: Sequence[Cell]) -> None:
+    """Raise ``DataError`` for cells of one repeat that hold other cases or began otherwise."""
     first: dict[int, tuple[Cell, set[str], str]] = {}
     for cell in done:
         images = set(pd.read_csv(cell.folder / PER_IMAGE, dtype={"image": str})["image"])
