@@ -140,3 +140,12 @@ def test_a_report_takes_groups_and_needs_no_pictures(plan, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "cells: 6 done" in result.stdout
     assert "b helps" in (plan.output / "report.html").read_text()
+
+
+def test_a_trial_of_the_other_framework_is_named(plan):
+    pytest.importorskip("mmseg.models", reason="no MMSegmentation", exc_type=ImportError)
+    result = dmf("trial", "mmseg", "--output", plan.output, "--report")
+    assert (
+        result.returncode,
+        "holds a trial with nnU-Net; use: dmf trial nnunet" in result.stderr,
+    ) == (2, True)

@@ -111,7 +111,7 @@ def trial_nnunet(
     from dmf_plugins.trials.plan import TrialPlan
 
     if dataset is None:
-        plan = TrialPlan.load(output)
+        plan = _begun(output, "nnunet")
     else:
         if not all(part.strip().isdigit() for part in folds.split(",")):
             raise UsageError(f"--folds must be numbers separated by commas, got {folds!r}")
@@ -180,7 +180,7 @@ def trial_mmseg(
     from dmf_plugins.trials.plan import TrialPlan
 
     if config is None:
-        plan = TrialPlan.load(output)
+        plan = _begun(output, "mmseg")
     else:
         entries = setting or ["stock", "dmf={}"]
         variants = parse_json([entry for entry in entries if entry != mmseg.STOCK], "--setting")
@@ -203,6 +203,17 @@ def trial_mmseg(
         _submit(plan, cluster, parallel, slurm)
         return
     _go(plan, mmseg, groups, workers, jobs, cell, report)
+
+
+def _begun(output: Path, framework: str) -> TrialPlan:
+    from dmf_plugins.trials.plan import TrialPlan
+
+    plan = TrialPlan.load(output)
+    if plan.framework != framework:
+        raise UsageError(
+            f"{output} holds a trial with {plan.title}; use: dmf {plan.command} --output {output}"
+        )
+    return plan
 
 
 def _go(
