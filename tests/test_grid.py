@@ -19,6 +19,7 @@ from dmf_plugins.errors import DataError, DMFError, UsageError
 from dmf_plugins.grid.plan import GridPlan, grid_settings
 from dmf_plugins.report.tables import best_in_bold, mean_and_std, table_latex, table_markdown
 from dmf_plugins.trials.engine import RESULT
+from dmf_plugins.trials.plan import EPOCH
 
 from .support.commands import dmf
 
@@ -139,27 +140,29 @@ def test_tables_mark_the_best_and_escape_latex():
 
 @pytest.fixture(scope="module")
 def grid(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small grid that was killed after its first cell and then continued."""
+    """A small grid that was killed in its second cell and then continued."""
     pytest.importorskip("mmseg.models", reason="no MMSegmentation", exc_type=ImportError)
     output = tmp_path_factory.mktemp("grids") / "grid"
     command = [sys.executable, "-m", "dmf_plugins", "grid", phantoms, "--output", output, *SMALL]
     command = [*map(str, command), "--variant", VARIANT, "--workers"]
     first = output / "cells" / "fixed" / "seed0" / RESULT
+    second = output / "cells" / "variance+none" / "seed0"
     process = subprocess.Popen([*command, "1"], start_new_session=True, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 300
-        while not first.exists() and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.2)
+        while not (second / EPOCH).exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.1)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert first.exists()
+    assert first.exists() and not (second / RESULT).exists()
     stamp = first.stat().st_mtime_ns
     assert not (output / "tables.md").exists()
     done = subprocess.run([*command, "2"], capture_output=True, text=True, check=False)
     logs = "\n".join(p.read_text()[-1500:] for p in output.glob("cells/*/*.log"))
     assert done.returncode == 0, done.stderr + logs
     assert first.stat().st_mtime_ns == stamp  # a finished cell is never run again
+    assert "resumed epoch: 1" in second.with_name("seed0.log").read_text()
     return output
 
 

@@ -5,12 +5,26 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from dmf_plugins.cli.app import Overwrite, app, parse_json, path
+from dmf_plugins.cli.cells import (
+    CfgOptions,
+    Cluster,
+    Jobs,
+    OneCell,
+    Parallel,
+    Report,
+    Slurm,
+    Wish,
+    Workers,
+)
 from dmf_plugins.errors import UsageError, needs
+
+if TYPE_CHECKING:
+    from dmf_plugins.trials.engine import Cell
 
 
 @app.command(epilog="Example: dmf demo --data Dataset_BUSI_with_GT.zip --output demo")
@@ -72,24 +86,14 @@ def grid(
     include_normal: Annotated[
         bool, typer.Option("--include-normal", help="Also take images without a lesion.")
     ] = False,
-    cfg_options: Annotated[
-        Optional[list[str]],
-        typer.Option(help="KEY=JSON merged into the MMSegmentation config; repeatable."),
-    ] = None,
-    workers: Annotated[
-        Optional[int],
-        typer.Option(min=1, help="Cells at a time; default one per GPU or two cores."),
-    ] = None,
-    jobs: Annotated[
-        bool, typer.Option("--jobs", help="Print one command per cell, for a scheduler, and stop.")
-    ] = False,
-    cell: Annotated[
-        Optional[str], typer.Option(help="Run this one cell, by number or name, and stop.")
-    ] = None,
-    report: Annotated[
-        bool,
-        typer.Option("--report", help="Write tables and figures of what is finished, and stop."),
-    ] = False,
+    cfg_options: CfgOptions = None,
+    workers: Workers = None,
+    cluster: Cluster = None,
+    parallel: Parallel = 4,
+    slurm: Slurm = None,
+    jobs: Jobs = False,
+    cell: OneCell = None,
+    report: Report = False,
 ) -> None:
     """The paper's experiment with MMSegmentation: rules x auxiliary losses, and fixed weights.
 
@@ -98,7 +102,6 @@ def grid(
     (Markdown, CSV, LaTeX), paired tests against fixed weights, and figures 1-5 (PNG, SVG).
     """
     from dmf_plugins.grid.plan import GridPlan, grid_settings
-    from dmf_plugins.trials import engine
 
     if data is None:
         plan = GridPlan.load(output)
@@ -124,18 +127,16 @@ def grid(
             include_normal=include_normal,
             cfg_options=parse_json(cfg_options, "--cfg-options"),
         ).begin()
-    if cell is not None:
+
+    def run(cell: Cell) -> None:
         with needs("mmseg,evaluate"):
             from dmf_plugins.grid.cell import run_cell
-        typer.echo(engine.run_one(plan, cell, partial(run_cell, plan)))
-        return
-    if not report:
-        plan.prepare_data(progress=True)
-        if jobs:
-            typer.echo("\n".join(engine.job_commands(plan)))
-            return
-        engine.run_cells(plan, workers or engine.default_workers())
-    from dmf_plugins.grid.report import write_report
+        run_cell(plan, cell)
 
-    for written in write_report(plan):
-        typer.echo(f"wrote {written}")
+    def write() -> list[str]:
+        from dmf_plugins.grid.report import write_report
+
+        return [f"wrote {path}" for path in write_report(plan)]
+
+    wish = Wish(workers, cluster, parallel, slurm, jobs, cell, report)
+    wish.fulfil(plan, run, write, partial(plan.prepare_data, progress=True))

@@ -6,11 +6,22 @@ import contextlib
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from dmf_plugins.cli.app import app, parse_json, path
+from dmf_plugins.cli.cells import (
+    CfgOptions,
+    Cluster,
+    Jobs,
+    OneCell,
+    Parallel,
+    Report,
+    Slurm,
+    Wish,
+    Workers,
+)
 from dmf_plugins.errors import UsageError, needs
 
 if TYPE_CHECKING:
@@ -30,20 +41,6 @@ Setting = Annotated[
     Optional[list[str]],
     typer.Option("--setting", help="NAME=JSON of DMFLoss options; repeatable."),
 ]
-Workers = Annotated[
-    Optional[int],
-    typer.Option(min=1, help="Cells at a time; default one per GPU or two cores."),
-]
-Jobs = Annotated[
-    bool, typer.Option("--jobs", help="Print one command per cell, for a scheduler, and stop.")
-]
-OneCell = Annotated[
-    Optional[str],
-    typer.Option("--cell", help="Run this one cell, by number or name, and stop."),
-]
-Report = Annotated[
-    bool, typer.Option("--report", help="Write the report of what is finished, and stop.")
-]
 Groups = Annotated[
     Optional[Path],
     typer.Option(
@@ -51,15 +48,6 @@ Groups = Annotated[
         help="CSV with the columns case and group (patients, near duplicates); default the "
         "converter's manifest, where there is one.",
     ),
-]
-Cluster = Annotated[
-    Optional[str],
-    typer.Option(help="Hand the cells to this cluster as one job array, and stop: slurm."),
-]
-Parallel = Annotated[int, typer.Option(min=1, help="Jobs of the cluster at a time.")]
-Slurm = Annotated[
-    Optional[list[str]],
-    typer.Option(help="KEY=VALUE of sbatch (partition, time in minutes, gpus); repeatable."),
 ]
 Epochs = Annotated[
     Optional[int], typer.Option(min=1, help="Length of a training; default the framework's.")
@@ -109,6 +97,7 @@ def trial_nnunet(
     """
     from dmf_plugins.trials import nnunet
     from dmf_plugins.trials.plan import TrialPlan
+    from dmf_plugins.trials.report import write_report
 
     if dataset is None:
         plan = _begun(output, "nnunet")
@@ -116,7 +105,7 @@ def trial_nnunet(
         if not all(part.strip().isdigit() for part in folds.split(",")):
             raise UsageError(f"--folds must be numbers separated by commas, got {folds!r}")
         plan = TrialPlan(
-            output=output.absolute(),
+            output=output,
             framework="nnunet",
             settings=nnunet.settings(trainers, parse_json(setting, "--setting")),
             seeds=sorted({int(part) for part in folds.split(",")}),
@@ -131,10 +120,8 @@ def trial_nnunet(
         )
         nnunet.check(plan)
         plan = plan.begin()
-    if cluster is not None and cell is None:
-        _submit(plan, cluster, parallel, slurm)
-        return
-    _go(plan, nnunet, groups, workers, jobs, cell, report)
+    wish = Wish(workers, cluster, parallel, slurm, jobs, cell, report)
+    wish.fulfil(plan, partial(nnunet.run, plan), partial(write_report, plan, nnunet, groups))
 
 
 @trial.command(
@@ -157,10 +144,7 @@ def trial_mmseg(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions.")] = 3,
     epochs: Epochs = None,
-    cfg_options: Annotated[
-        Optional[list[str]],
-        typer.Option(help="KEY=JSON merged into the config; repeatable."),
-    ] = None,
+    cfg_options: CfgOptions = None,
     groups: Groups = None,
     workers: Workers = None,
     cluster: Cluster = None,
@@ -178,6 +162,7 @@ def trial_mmseg(
     with needs("mmseg,evaluate"):
         from dmf_plugins.trials import mmseg
     from dmf_plugins.trials.plan import TrialPlan
+    from dmf_plugins.trials.report import write_report
 
     if config is None:
         plan = _begun(output, "mmseg")
@@ -186,7 +171,7 @@ def trial_mmseg(
         variants = parse_json([entry for entry in entries if entry != mmseg.STOCK], "--setting")
         names = [entry.partition("=")[0] for entry in entries]
         plan = TrialPlan(
-            output=output.absolute(),
+            output=output,
             framework="mmseg",
             settings=mmseg.settings(names, variants),
             seeds=list(range(seeds)),
@@ -199,10 +184,8 @@ def trial_mmseg(
         with contextlib.redirect_stdout(sys.stderr):  # mmengine's log is no job of --jobs
             mmseg.check(plan)
         plan = plan.begin()
-    if cluster is not None and cell is None:
-        _submit(plan, cluster, parallel, slurm)
-        return
-    _go(plan, mmseg, groups, workers, jobs, cell, report)
+    wish = Wish(workers, cluster, parallel, slurm, jobs, cell, report)
+    wish.fulfil(plan, partial(mmseg.run, plan), partial(write_report, plan, mmseg, groups))
 
 
 def _begun(output: Path, framework: str) -> TrialPlan:
@@ -214,38 +197,3 @@ def _begun(output: Path, framework: str) -> TrialPlan:
             f"{output} holds a trial with {plan.title}; use: dmf {plan.command} --output {output}"
         )
     return plan
-
-
-def _go(
-    plan: TrialPlan,
-    framework: Any,
-    groups: Path | None,
-    workers: int | None,
-    jobs: bool,
-    cell: str | None,
-    report: bool,
-) -> None:
-    from dmf_plugins.trials import engine
-
-    if cell is not None:
-        typer.echo(engine.run_one(plan, cell, partial(framework.run, plan)))
-        return
-    if jobs:
-        typer.echo("\n".join(engine.job_commands(plan)))
-        return
-    if not report:
-        engine.run_cells(plan, workers or engine.default_workers())
-    from dmf_plugins.trials.report import write_report
-
-    for line in write_report(plan, framework, groups):
-        typer.echo(line)
-
-
-def _submit(plan: TrialPlan, cluster: str, parallel: int, slurm: list[str] | None) -> None:
-    from dmf_plugins.trials.cluster import submit
-
-    options = dict(entry.partition("=")[::2] for entry in slurm or [])
-    if not all(options.values()):
-        raise UsageError("--slurm must be KEY=VALUE, such as partition=gpu")
-    numbers = submit(plan, cluster, parallel, options)
-    typer.echo(f"{len(numbers)} jobs: {' '.join(numbers)}; look with --report")

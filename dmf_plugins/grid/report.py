@@ -20,7 +20,13 @@ from dmf_plugins.report.log import read_log
 from dmf_plugins.report.samples import plot_samples
 from dmf_plugins.report.tables import best_in_bold, mean_and_std, table_latex, table_markdown
 from dmf_plugins.trials.engine import Cell
-from dmf_plugins.trials.report import check_alike, compare_cells, read_groups
+from dmf_plugins.trials.report import (
+    BEYOND_OVERLAP,
+    SMALLER_IS_BETTER,
+    check_alike,
+    compare_cells,
+    read_groups,
+)
 
 COLUMNS = {
     "dice": "Dice",
@@ -29,6 +35,7 @@ COLUMNS = {
     "precision": "Precision",
     "recall": "Recall",
 }
+BEYOND = {"hd95": "HD95 (pixels)", **BEYOND_OVERLAP}  # of the lesion alone
 TITLES = {
     "paper": "As the paper reports: mean over background and lesion, pixels pooled over the test part",
     "lesion": "Lesion alone: per image, mean over images",
@@ -58,10 +65,14 @@ def write_report(plan: GridPlan) -> list[Path]:
     latex = []
     for convention, title in TITLES.items():
         names = {f"{convention}_{key}": column for key, column in COLUMNS.items()}
-        names |= {"cb_dice": "CB-Dice"} if convention == "paper" else {"hd95": "HD95 (pixels)"}
+        names |= {"cb_dice": "CB-Dice"} if convention == "paper" else BEYOND
         table = best_in_bold(
-            mean_and_std(results, ["auxiliary", "weighting", "setting"], names),
-            smaller_is_better=["HD95 (pixels)"],
+            mean_and_std(
+                results,
+                ["auxiliary", "weighting", "setting"],
+                {key: column for key, column in names.items() if key in results},
+            ),
+            smaller_is_better=[BEYOND["hd95"], *SMALLER_IS_BETTER],
         )
         text += [f"## {title}", table_markdown(table)]
         latex.append(table_latex(table, title))

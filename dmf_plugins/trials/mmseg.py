@@ -22,7 +22,7 @@ from dmf_plugins.errors import DataError, UsageError, describe
 from dmf_plugins.trials.digest import network_digest
 from dmf_plugins.trials.engine import Cell
 from dmf_plugins.trials.plan import EPOCH, TrialPlan, check_options
-from dmf_plugins.trials.score import INITIAL, finish
+from dmf_plugins.trials.score import INITIAL, finish, score
 
 STOCK = "stock"
 IGNORE = 255
@@ -174,15 +174,10 @@ def run(plan: TrialPlan, cell: Cell) -> None:
     classes = tester.test_dataloader.dataset.metainfo["classes"]
     first = _first(classes)
     labels = {name: i + first for i, name in enumerate(classes) if i + first > 0}
-    finish(
-        cell,
-        truth(plan, cell),
-        labels,
-        predictions=cell.folder / "predictions",
-        log=cell.folder / "work" / "dmf_log.csv",
-        ignore_index=IGNORE,
-        start=start,
-    )
+    predictions = cell.folder / "predictions"
+    evaluation = score(cell, predictions, truth(plan, cell), labels, IGNORE)
+    log = cell.folder / "work" / "dmf_log.csv"
+    finish(cell, evaluation, predictions=predictions, log=log, start=start)
 
 
 def _last_checkpoint(cell: Cell) -> Path:

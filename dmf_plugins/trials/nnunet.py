@@ -15,7 +15,7 @@ from dmf_plugins.errors import DataError, UsageError, needs
 from dmf_plugins.paths import bundled
 from dmf_plugins.trials.engine import Cell
 from dmf_plugins.trials.plan import TrialPlan, check_options
-from dmf_plugins.trials.score import finish
+from dmf_plugins.trials.score import finish, score
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 CLASS = "nnUNetTrainerOfThisCell"
@@ -115,15 +115,9 @@ def run(plan: TrialPlan, cell: Cell) -> None:
     folder = dataset_folder(plan)
     (fold,) = cell.folder.glob("results/*/*/fold_*")
     labels, ignore = _labels(json.loads((folder / "dataset.json").read_text())["labels"])
-    finish(
-        cell,
-        truth(plan, cell),
-        labels,
-        predictions=fold / "validation",
-        log=fold / "dmf_log.csv",
-        ignore_index=ignore,
-        start=start,
-    )
+    predictions = fold / "validation"
+    evaluation = score(cell, predictions, truth(plan, cell), labels, ignore, partial=True)
+    finish(cell, evaluation, predictions=predictions, log=fold / "dmf_log.csv", start=start)
 
 
 def truth(plan: TrialPlan, cell: Cell) -> Path:

@@ -40,6 +40,7 @@ class Plan:
         """Raises:
         UsageError: a value is not what the plan needs.
         """
+        self.output = self.output.absolute()  # a job may run elsewhere
         if not self.seeds or not all(isinstance(seed, int) for seed in self.seeds):
             raise UsageError(f"seeds must be whole numbers, at least one, got {self.seeds!r}")
         if not self.settings or not all(isinstance(s, dict) for s in self.settings.values()):

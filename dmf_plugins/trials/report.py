@@ -20,18 +20,21 @@ from dmf_plugins.trials.plan import TrialPlan
 
 # half the width of a 95 % interval to the difference seen in 80 % of trials
 _POWER = (1.96 + 0.84) / 1.96
-_SCORES = {
-    "dice": "Dice",
-    "iou": "IoU",
-    "precision": "Precision",
-    "recall": "Recall",
+BEYOND_OVERLAP = {
     "surface_dice": "Surface Dice",
     "lesions_found": "Lesions found",
     "false_lesions": "False lesions per case",
     "false_alarms": "False alarms",
 }
+SMALLER_IS_BETTER = ("False lesions per case", "False alarms")
+_SCORES = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "precision": "Precision",
+    "recall": "Recall",
+    **BEYOND_OVERLAP,
+}
 _NUMBERS = ["false_lesions"]  # the others are shares
-_SMALLER_IS_BETTER = ["False lesions per case", "False alarms"]
 
 
 @dataclass
@@ -146,7 +149,7 @@ def _table(done: list[Cell]) -> pd.DataFrame:
     titles = {name: title for name, title in _SCORES.items() if name in rows}
     shares = [name for name in titles if name not in _NUMBERS]
     rows[shares] *= 100
-    return best_in_bold(mean_and_std(rows, ["setting"], titles), _SMALLER_IS_BETTER)
+    return best_in_bold(mean_and_std(rows, ["setting"], titles), SMALLER_IS_BETTER)
 
 
 def read_groups(given: Path | None, manifest: Path) -> dict[str, str]:

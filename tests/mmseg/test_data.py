@@ -12,7 +12,7 @@ import torch
 
 from dmf_plugins.data import convert_dataset
 from dmf_plugins.errors import DataError
-from dmf_plugins.metrics import lesion_counts, segmentation_metrics
+from dmf_plugins.metrics import lesion_counts, segmentation_metrics, surface_distances
 
 from .support import train  # noqa: F401  skips where MMSegmentation is absent
 
@@ -70,7 +70,7 @@ def test_metric_is_segmentation_metrics_in_percent():
     rng = np.random.default_rng(0)
     pred, target = rng.integers(0, 2, (2, 5, 9, 9))
     target[0] = pred[0] = 0
-    metric = METRICS.build(dict(type="DMFMetric"))
+    metric = METRICS.build(dict(type="DMFMetric", tolerance=0.5))
     metric.dataset_meta = dict(classes=("background", "lesion"))
     for p, t in zip(pred, target, strict=True):
         sample = {
@@ -88,6 +88,11 @@ def test_metric_is_segmentation_metrics_in_percent():
     )
     assert scores["false_lesions"] == pytest.approx(parts[:, 2].mean(), abs=0.01)
     assert scores["false_alarms"] == 0  # of the one image without a lesion
+    near = [
+        surface_distances(p, t, tolerance=0.5).surface_dice
+        for p, t in zip(pred[1:], target[1:], strict=True)
+    ]
+    assert scores["surface_dice"] == pytest.approx(100 * np.mean(near), abs=0.01)
 
 
 def test_the_classes_come_from_what_was_converted(phantoms, tmp_path):
