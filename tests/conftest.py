@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from .support.mmseg import mmseg_environment  # noqa: F401  a fixture
 from .support.nnunet import workspace  # noqa: F401  a fixture
 
 settings.register_profile(

@@ -150,12 +150,15 @@ def grid(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     process = subprocess.Popen([*command, "1"], start_new_session=True, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 300
-        while not (second / EPOCH).exists() and time.monotonic() < deadline and process.poll() is None:
+        while (
+            not (second / EPOCH).exists() and time.monotonic() < deadline and process.poll() is None
+        ):
             time.sleep(0.1)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert first.exists() and not (second / RESULT).exists()
+    assert first.exists()
+    assert not (second / RESULT).exists()
     stamp = first.stat().st_mtime_ns
     assert not (output / "tables.md").exists()
     done = subprocess.run([*command, "2"], capture_output=True, text=True, check=False)

@@ -31,5 +31,6 @@ def test_every_cell_of_the_notebook_runs(notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     client = nbclient.NotebookClient(notebook, timeout=1200, kernel_name="python3")
     client.execute(cwd=str(tmp_path))

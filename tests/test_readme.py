@@ -68,7 +68,7 @@ def test_the_evaluation_commands_run(tmp_path):
 def run_block(script: str, folder: Path) -> None:
     """Run a README script with this environment's commands on the path."""
     path = f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"
-    run("bash", "-euc", script, cwd=folder, PATH=path, nnUNet_def_n_proc="1")
+    run("bash", "-euc", script, cwd=folder, PATH=path, nnUNet_def_n_proc="1", nnUNet_n_proc_DA="1")
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ pytest.importorskip("mmseg.models", reason="MMSegmentation does not work", exc_t
 from dmf_plugins.trials.plan import TrialPlan
 
 from .conftest import free_port
-from .test_trial_mmseg import TINY, command, environment  # noqa: F401
+from .support.mmseg import TINY, command
 
 pytestmark = pytest.mark.slow
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
@@ -113,10 +113,10 @@ def run(*arguments: str, env: dict[str, str]) -> str:
 
 
 def test_cells_that_are_cancelled_requeued_or_run_out_of_time_continue(
-    slurm, environment, tmp_path  # noqa: F811
+    slurm, mmseg_environment, tmp_path
 ):
     output = tmp_path / "trial"
-    variables = environment | {"SLURM_CONF": slurm["SLURM_CONF"]}
+    variables = mmseg_environment | {"SLURM_CONF": slurm["SLURM_CONF"]}
     options = ("--cluster", "slurm", "--parallel", 2, "--slurm", "time=30")
     begin = command(
         *(TINY, "--setting", "stock", "--setting", 'mad={"weighting": "mad"}', "--seeds", 1),

@@ -103,7 +103,8 @@ def cell_config(plan: TrialPlan, cell: Cell) -> Config:
     """The user's config with the loss, seed, length and folder of a cell."""
     path = plan.options["config"]
     try:
-        config = Config.fromfile(path)
+        # mmengine would format the config for every checkpoint, which takes seconds
+        config = Config.fromfile(path, format_python_code=False)
     except OSError as error:
         raise UsageError(f"cannot read the config {describe(error)}") from error
     except (SyntaxError, KeyError, ValueError, ImportError) as error:
