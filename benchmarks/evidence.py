@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from scipy.stats import t
 
 from dmf_plugins.grid.plan import BASELINE, GridPlan
 from dmf_plugins.metrics.compare import image_scores
@@ -23,6 +24,7 @@ from dmf_plugins.trials.html import forest
 from dmf_plugins.trials.plan import TrialPlan
 from dmf_plugins.trials.report import compare_cells, read_groups
 
+DEFAULT = "variance+cb_dice"
 Runs = Sequence[tuple[Cell, pd.Series]]
 
 
@@ -46,26 +48,38 @@ def keep_images(cells: Sequence[Cell], path: Path) -> None:
         )
         for cell in cells
     ]
-    pd.concat(frames).to_csv(path, index=False, float_format="%.4g")
+    packed = {"method": "gzip", "mtime": 0} if path.suffix == ".gz" else None
+    pd.concat(frames).to_csv(path, index=False, float_format="%.4g", compression=packed)
 
 
 def compared(
-    name: str, title: str, runs: Runs, reference: str, groups: dict[str, str], output: Path
-) -> None:
+    name: str, score: str, runs: Runs, reference: str, groups: dict[str, str], output: Path
+) -> pd.DataFrame:
     table = compare_cells(runs, reference, groups)
     table.to_csv(output / f"{name}.csv", index=False, float_format="%.5g")
-    print(f"## {title}\n\n{comparison_markdown(table, name)}")
+    print(f"## {name}, against {reference}\n\n{comparison_markdown(table, score)}")
+    return table
+
+
+def draw(table: pd.DataFrame, title: str, path: Path) -> None:
     figure = forest(table, title)
     if figure is not None:
-        save_figure(figure, output / f"{name}.svg")
+        save_figure(figure, path)
 
 
-def means(title: str, runs: Runs) -> None:
+def by_training(title: str, runs: Runs, reference: str) -> None:
+    """Mean of every training, and the paired differences with the training as the unit."""
     frame = pd.DataFrame(
-        {"setting": [c.setting for c, _ in runs], "m": [s.mean() for _, s in runs]}
+        [(c.setting, c.seed, s.mean()) for c, s in runs], columns=["a", "run", "m"]
     )
-    found = frame.groupby("setting", sort=False)["m"].agg(["mean", "std", "size"])
-    print(f"{title} per training:\n{found.round(4).to_string()}\n")
+    table = frame.pivot(index="run", columns="a", values="m")[list(frame["a"].unique())]
+    found = pd.DataFrame({"mean": table.mean(), "std": table.std()})
+    difference = table.sub(table[reference], axis=0)
+    found["difference"], error = difference.mean(), difference.sem()
+    reach = t.ppf(0.975, len(table) - 1) * error
+    found["low"], found["high"] = found["difference"] - reach, found["difference"] + reach
+    found["higher in"] = (difference > 0).sum()
+    print(f"{title} per training, {len(table)} each:\n{found.round(4).to_string()}\n")
 
 
 def ultrasound(plan: GridPlan, output: Path) -> None:
@@ -73,15 +87,20 @@ def ultrasound(plan: GridPlan, output: Path) -> None:
     print(
         f"{len(cells)} trainings of {len({c.seed for c in cells}) // plan.folds} whole repeat(s)\n"
     )
-    keep_images(cells, output / "ultrasound_images.csv")
+    keep_images(cells, output / "ultrasound_images.csv.gz")
     groups = read_groups(None, plan.data_root(cells[0].seed) / "manifest.csv")
     dice = [(c, per_image(c, lesion=True)["dice"]) for c in cells]
-    compared("dice", "lesion Dice", dice, BASELINE, groups, output)
-    means("lesion Dice", dice)
+    table = compared("dice", "dice", dice, BASELINE, groups, output)
+    draw(table, "lesion Dice", output / "dice.svg")
+    by_training("lesion Dice", dice, BASELINE)
+    compared("exploratory", "dice", dice, DEFAULT, groups, output)
+    lost = [(c, (values == 0).astype(float)) for c, values in dice]
+    by_training("lesions missed altogether", lost, BASELINE)
     pixels = [(c, per_image(c, lesion=False)["predicted_pixels"].astype(float)) for c in cells]
     alarms = [(c, (values > 0).astype(float)) for c, values in pixels]
-    compared("false_alarms", "false alarms", alarms, BASELINE, groups, output)
-    means("false alarm pixels", pixels)
+    table = compared("false_alarms", "alarms", alarms, BASELINE, groups, output)
+    draw(table, "false alarms", output / "false_alarms.svg")
+    by_training("false alarm pixels", pixels, BASELINE)
 
 
 def hippocampus(plan: TrialPlan, output: Path) -> None:
@@ -89,11 +108,11 @@ def hippocampus(plan: TrialPlan, output: Path) -> None:
     reference = next(iter(plan.settings))
     keep_images(cells, output / "hippocampus_images.csv")
     mean = [(cell, image_scores(cell.folder)) for cell in cells]
-    compared("hippocampus", "mean Dice", mean, reference, {}, output)
+    compared("hippocampus", "dice", mean, reference, {}, output)
     tables = [(cell, pd.read_csv(cell.folder / PER_IMAGE, dtype={"image": str})) for cell in cells]
     for label in tables[0][1]["class"].unique():
         one = [(c, t[t["class"] == label].set_index("image")["dice"].fillna(1)) for c, t in tables]
-        compared(f"hippocampus_{label.lower()}", f"Dice of {label}", one, reference, {}, output)
+        compared(f"hippocampus_{label.lower()}", "dice", one, reference, {}, output)
     course(cells, output)
 
 
