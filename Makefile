@@ -70,7 +70,7 @@ $(VENV)/.mmcv: $(VENV)/.nnunet
 
 $(VENV)/.all: $(VENV)/.mmcv
 	@echo "==> MMSegmentation, tests, documentation"
-	@$(UV) --editable '.[nnunet,mmseg,evaluate]' --group dev $(again)
+	@$(UV) --editable '.[nnunet,mmseg,evaluate,cluster]' --group dev $(again)
 	@touch $@
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/uv
