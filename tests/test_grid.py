@@ -218,6 +218,13 @@ def test_jobs_for_a_scheduler_and_single_cells(grid):
 
 
 @pytest.mark.slow
+def test_a_cluster_gets_what_has_not_finished(grid):
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    nothing = dmf("grid", "--output", grid, "--cluster", "debug")
+    assert nothing.stdout == "every cell has finished; look with --report\n", nothing.stderr
+
+
+@pytest.mark.slow
 def test_cells_that_began_differently_are_not_compared(grid):
     cell = GridPlan.load(grid).cells()[1]
     good = (cell.folder / RESULT).read_text()

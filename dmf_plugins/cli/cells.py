@@ -94,4 +94,6 @@ def _submit(plan: Cells, cluster: str, parallel: int, slurm: list[str]) -> str:
     if not all(options.values()):
         raise UsageError("--slurm must be KEY=VALUE, such as partition=gpu")
     numbers = submit(plan, cluster, parallel, options)
+    if not numbers:
+        return "every cell has finished; look with --report"
     return f"{len(numbers)} jobs: {' '.join(numbers)}; look with --report"
