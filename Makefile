@@ -25,6 +25,8 @@ setup: $(VENV)/.all
 demo: $(VENV)/.nnunet
 	$(BIN)/dmf demo --output demo --overwrite $(if $(DATA),--data "$(DATA)")
 
+# where the variable is set, each of the many processes would compile this package anew
+test test-fast: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.all
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
