@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from scipy.stats import t
+from scipy import stats
 
 from dmf_plugins.grid.plan import BASELINE, GridPlan
 from dmf_plugins.metrics.compare import image_scores
@@ -76,7 +76,7 @@ def by_training(title: str, runs: Runs, reference: str) -> None:
     found = pd.DataFrame({"mean": table.mean(), "std": table.std()})
     difference = table.sub(table[reference], axis=0)
     found["difference"], error = difference.mean(), difference.sem()
-    reach = t.ppf(0.975, len(table) - 1) * error
+    reach = stats.t.ppf(0.975, len(table) - 1) * error
     found["low"], found["high"] = found["difference"] - reach, found["difference"] + reach
     found["higher in"] = (difference > 0).sum()
     print(f"{title} per training, {len(table)} each:\n{found.round(4).to_string()}\n")

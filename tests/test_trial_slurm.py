@@ -142,12 +142,15 @@ def test_cells_that_are_cancelled_requeued_or_run_out_of_time_continue(
     run("scontrol", "requeue", f"{array}_1", env=variables)
     assert wait(lambda: "stock/seed0" not in running(output), 60), logs()
     assert wait(lambda: resumed(requeued) == 1, 600), logs()
-    again = run(*command("--output", output, *options), env=variables)
-    assert again.startswith("2 jobs: "), again  # one of a cell that runs, which harms nothing
     run("scancel", "--signal", "USR2", f"{array}_1", env=variables)  # as SLURM before a time-out
     assert not any((cell / "result.json").exists() for cell in cells), "too late to interrupt"
+    again = run(*command("--output", output, *options), env=variables)
+    assert again.startswith("2 jobs: "), again  # one of a cell that is queued, which harms nothing
     assert wait(lambda: all((cell / "result.json").exists() for cell in cells), 600), logs()
     assert (resumed(cancelled), resumed(requeued)) == (1, 2), logs()
+    assert "another process is running" not in cancelled.with_name("seed0.log").read_text()
+    runs = [len(list((cell / "work").glob("*/*.log"))) for cell in cells]
+    assert runs == [3, 4], "two and three trainings, and a test each"
     assert "cells: 2 done" in run(*command("--output", output, "--report"), env=variables)
 
 
