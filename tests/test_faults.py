@@ -24,9 +24,9 @@ from dmf_plugins.data import bilateral_filter, convert_dataset
 from dmf_plugins.data.images import decode_gray, encode_png
 from dmf_plugins.errors import DataError, UsageError
 
-from .support.commands import dmf
+from .support.commands import dmf, wait
 
-KILLS = 20
+KILLS = 10
 
 
 def digest(folder: Path) -> str:
@@ -50,33 +50,44 @@ def test_a_killed_conversion_leaves_nothing_half_made(phantoms, tmp_path, overwr
     expected = digest(convert_dataset("busi", phantoms, "mmseg", output=tmp_path / "whole").target)
     output = tmp_path / "out"
     target = output / "BUSI"
-    before = None
-    options = []
-    if overwrite:
-        convert_dataset("busi", phantoms, "mmseg", output=output, seed=1)
-        before, options = digest(target), ["--overwrite"]
-    rng = random.Random(0)
-    moments, duration = 0, 0.6
-    for _ in range(KILLS // 2):
-        start = time.monotonic()
+    before, options = None, []
+
+    def reset() -> None:
+        if overwrite:
+            convert_dataset("busi", phantoms, "mmseg", output=output, seed=1, overwrite=True)
+        else:
+            shutil.rmtree(target, ignore_errors=True)
+
+    def at_work() -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             convert_command(phantoms, output, *options),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        while process.poll() is None and not list(output.glob(".dmf-partial-*")):
-            time.sleep(0.002)
-            assert time.monotonic() - start < 60
+        begun = f".dmf-partial-{process.pid}-*"
+        wait(lambda: list(output.glob(begun)) or process.poll() is not None, 60)
+        return process
+
+    reset()
+    if overwrite:
+        before, options = digest(target), ["--overwrite"]
+    process, start = at_work(), time.monotonic()
+    assert process.wait(60) == 0
+    duration = time.monotonic() - start
+    rng = random.Random(0)
+    moments = 0
+    for _ in range(KILLS):
+        reset()
+        process = at_work()
         time.sleep(rng.uniform(0, duration))
         moments += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
         if target.exists():
             assert digest(target) in (expected, before)
-            if not overwrite:
-                shutil.rmtree(target)
         else:
             assert not overwrite
-    assert moments >= 3  # it was hit at work, not only before or after
+    assert moments >= 3, moments  # it was hit at work, not only before or after
+    reset()
     done = subprocess.run(convert_command(phantoms, output, *options), check=False)
     assert done.returncode == 0
     assert digest(target) == expected
@@ -194,8 +205,8 @@ def test_a_killed_filter_leaves_nothing_that_stays(tmp_path):
         [sys.executable, "-m", "dmf_plugins", "filter", source, "-o", target],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    while process.poll() is None and not list(tmp_path.glob(".dmf-partial-*/1.png")):
-        time.sleep(0.002)
+    begun = ".dmf-partial-*/1.png"
+    wait(lambda: list(tmp_path.glob(begun)) or process.poll() is not None, 60)
     process.kill()
     process.wait()
     assert not target.exists()

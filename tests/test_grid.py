@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from dmf_plugins.report.tables import best_in_bold, mean_and_std, table_latex, t
 from dmf_plugins.trials.engine import RESULT
 from dmf_plugins.trials.plan import EPOCH
 
-from .support.commands import dmf
+from .support.commands import dmf, wait
 
 VARIANT = 'bounded={"weighting": "bayesian", "min_weight": 0.1, "memory_size": 6, "min_history": 2}'
 SMALL = ("--rules", "variance", "--auxiliaries", "none", "--seeds", 1, "--epochs", 2, "--size", 32,
@@ -149,11 +148,7 @@ def grid(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     second = output / "cells" / "variance+none" / "seed0"
     process = subprocess.Popen([*command, "1"], start_new_session=True, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 300
-        while (
-            not (second / EPOCH).exists() and time.monotonic() < deadline and process.poll() is None
-        ):
-            time.sleep(0.1)
+        wait(lambda: (second / EPOCH).exists() or process.poll() is not None, 300)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

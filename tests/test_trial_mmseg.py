@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +11,7 @@ import pytest
 
 pytest.importorskip("mmseg.models", reason="MMSegmentation does not work", exc_type=ImportError)
 
-from .support.commands import dmf
+from .support.commands import dmf, wait
 from .support.forked import fork
 from .support.mmseg import TINY
 
@@ -35,10 +34,8 @@ def done(mmseg_environment: dict[str, str], tmp_path_factory: pytest.TempPathFac
         *("dmf", "trial", "mmseg", "--output", output, "--cell", 0),
         cwd=None, output=os.devnull, **mmseg_environment,
     )  # fmt: skip
-    deadline = time.monotonic() + 240
-    while not (cell / "epoch.txt").exists() and time.monotonic() < deadline:
-        assert process.is_alive()
-        time.sleep(0.05)
+    wait(lambda: (cell / "epoch.txt").exists() or not process.is_alive(), 240)
+    assert process.is_alive()
     process.kill()
     process.join()
     result = dmf("trial", "mmseg", "--output", output, "--workers", 1, **mmseg_environment)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +13,7 @@ import torch
 
 pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
 
+from .support.commands import wait
 from .support.forked import fork
 from .support.nnunet import CONFIGURATION, Workspace
 
@@ -47,10 +47,8 @@ def done(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path
         cwd=None, output=str(output / "killed.log"),
         **{**workspace.environment, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    deadline = time.monotonic() + 240
-    while not (cell / "epoch.txt").exists() and time.monotonic() < deadline:
-        assert process.is_alive(), (output / "killed.log").read_text()[-3000:]
-        time.sleep(0.05)
+    wait(lambda: (cell / "epoch.txt").exists() or not process.is_alive(), 240)
+    assert process.is_alive(), (output / "killed.log").read_text()[-3000:]
     process.kill()
     process.join()
     assert list(cell.glob("results/*/*/fold_0/checkpoint_*.pth"))

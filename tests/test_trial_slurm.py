@@ -10,8 +10,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ pytest.importorskip("mmseg.models", reason="MMSegmentation does not work", exc_t
 from dmf_plugins.trials.plan import TrialPlan
 
 from .conftest import free_port
+from .support.commands import wait
 from .support.mmseg import TINY, command
 
 pytestmark = pytest.mark.slow
@@ -52,15 +52,6 @@ SlurmdParameters=config_overrides
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
 PartitionName=test Nodes={host} Default=YES MaxTime=60 State=UP
 """
-
-
-def wait(condition: Callable[[], bool], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 @pytest.fixture(scope="module")

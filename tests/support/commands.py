@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import sysconfig
+import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -53,3 +55,13 @@ def run(*command: object, cwd: Path | None = None, code: int | None = 0, **envir
     )
     assert code in (None, result.returncode), result.stdout[-4000:]
     return result.stdout
+
+
+def wait(condition: Callable[[], object], seconds: float) -> bool:
+    """Whether ``condition`` came true within ``seconds``."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
