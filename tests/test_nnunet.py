@@ -495,3 +495,24 @@ def test_training_with_ignore_label_or_regions(scheme, phantoms, tmp_path):
     assert len(steps) == 12
     assert np.isfinite(steps["total"]).all()
     assert steps["weight_ce"].nunique() > 3
+
+
+def test_after_another_conversion_nnunet_plans_for_the_new_images(phantoms, tmp_path, monkeypatch):
+    space = Workspace(tmp_path / "with a space")
+    for name, value in space.environment.items():
+        monkeypatch.setenv(name, value)
+
+    def next_steps(size: int) -> list[str]:
+        options = {"dataset_id": 503, "size": (size, size), "overwrite": True}
+        return convert_dataset("busi", phantoms, **options).next_steps
+
+    planning = "nnUNetv2_plan_and_preprocess -d 503"
+    first = next_steps(48)
+    assert first[0].startswith(planning)
+    space.prepare(503, "--no_pp")
+    removing, again, _ = next_steps(32)
+    assert again.startswith(planning)
+    subprocess.run(["bash", "-ec", removing], check=True)
+    space.prepare(503, "--no_pp")
+    (plans,) = (space.root / "nnUNet_preprocessed").glob("*/nnUNetPlans.json")
+    assert json.loads(plans.read_text())["original_median_shape_after_transp"] == [1, 32, 32]

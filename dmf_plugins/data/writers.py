@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -128,13 +129,13 @@ class NnUNetWriter:
             steps.append(
                 "export nnUNet_preprocessed=FOLDER  # it is not set; then, so that nnU-Net uses this "
                 f"split:\nmkdir -p $nnUNet_preprocessed/{self.name} && "
-                f"cp {source} $nnUNet_preprocessed/{self.name}/"
+                f"cp {shlex.quote(str(source))} $nnUNet_preprocessed/{self.name}/"
             )
         else:
-            if any(live.parent.glob("*Plans*")):
-                steps.append(
-                    f"rm -r {live.parent}/*Plans*  # preprocessed from an earlier conversion"
-                )
+            stale = [*live.parent.glob("*Plans*"), *live.parent.glob("dataset_fingerprint.json")]
+            if stale:  # nnU-Net would plan for the images it measured then
+                names = " ".join(shlex.quote(str(path)) for path in sorted(stale))
+                steps.append(f"rm -r {names}  # from an earlier conversion")
             with writing(live, overwrite=True) as partial:
                 partial.write_bytes(source.read_bytes())
         steps.append(f"nnUNetv2_plan_and_preprocess -d {number} -c 2d --verify_dataset_integrity")
@@ -189,12 +190,20 @@ class MMSegWriter:
         ending = "-128x128.py" if len(labels) == 2 else f"-{len(labels)}class-128x128.py"
         own = f"unet_dmf_{self.info.title.lower()}{ending}"
         config = own if (bundled("mmseg_configs") / own).exists() else f"unet_dmf_busi{ending}"
-        command = f'python tools/train.py "$(dmf paths --mmseg)/{config}"'
+        command = f'python {_train_script()} "$(dmf paths --mmseg)/{config}"'
         if config == own and self.target == Path("data") / self.info.title:
             return [command]
         root = shlex.quote(str(self.target))
         parts = (f"{split}_dataloader.dataset.data_root={root}" for split in SPLITS)
         return [f"{command} --cfg-options {' '.join(parts)}"]
+
+
+def _train_script() -> str:
+    """MMSegmentation's ``tools/train.py``, where pip put it or as it lies in a checkout."""
+    mmseg = find_spec("mmseg")
+    folders = (mmseg and mmseg.submodule_search_locations) or []
+    scripts = (Path(folder, ".mim", "tools", "train.py") for folder in folders)
+    return next((shlex.quote(str(path)) for path in scripts if path.exists()), "tools/train.py")
 
 
 def five_folds(cases: Sequence[ConvertedCase], seed: int) -> list[dict[str, list[str]]]:
