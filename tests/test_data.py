@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from dmf_plugins.cli import app
 from dmf_plugins.data import bilateral_filter, convert_dataset, filter_images, split_cases
 from dmf_plugins.data.duplicates import Fingerprint, group_duplicates
-from dmf_plugins.data.phantom import phantom
+from dmf_plugins.data.phantom import generate_phantoms, phantom
 from dmf_plugins.errors import DataError, UsageError
 
 from .conftest import shared
@@ -155,6 +155,25 @@ def test_split_is_seeded_and_stratified():
         ("benign", 0): 140, ("benign", 1): 30, ("benign", 2): 30,
         ("malignant", 0): 70, ("malignant", 1): 15, ("malignant", 2): 15,
     }  # fmt: skip
+
+
+@given(
+    classes=st.lists(st.integers(0, 2), min_size=4, max_size=12),
+    share=st.sampled_from([(0.7, 0.15, 0.15), (1, 1, 1, 1), (1, 0, 1)]),
+    seed=st.integers(0, 5),
+)
+def test_no_part_stays_empty_while_there_are_as_many_groups(classes, share, seed):
+    parts = split_cases(classes, range(len(classes)), share, seed)
+    assert set(parts) == {part for part, size in enumerate(share) if size > 0}
+
+
+@pytest.mark.parametrize(("benign", "malignant"), [(4, 4), (5, 5)])
+def test_a_handful_of_images_converts(benign, malignant, tmp_path):
+    root = generate_phantoms(tmp_path, benign=benign, malignant=malignant, normal=0, side=(40, 60))
+    result = convert(root, tmp_path / "out")
+    folds = json.loads((result.target / "splits_final.json").read_text())
+    assert len(folds) == 5
+    assert all(fold["train"] and fold["val"] for fold in folds)
 
 
 def test_too_few_groups_to_split_is_an_error():

@@ -80,6 +80,15 @@ def text_bomb() -> bytes:
     return png(PIXELS, pnginfo=info)
 
 
+def tiff_with_an_empty_page() -> bytes:
+    """A TIFF whose second page has no entries, not even a width."""
+    content = bytearray(png(PIXELS, format="TIFF"))
+    (directory,) = struct.unpack_from("<I", content, 4)
+    (entries,) = struct.unpack_from("<H", content, directory)
+    struct.pack_into("<I", content, directory + 2 + 12 * entries, len(content))
+    return bytes(content) + bytes(6)
+
+
 def palette_image() -> Image.Image:
     picture = Image.fromarray(PIXELS)
     picture.putpalette([v for i in range(256) for v in (i, i, i)])
@@ -145,6 +154,9 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
         in_benign(IMAGE, png(Image.fromarray(PIXELS), format="TIFF", save_all=True,
                              append_images=[Image.fromarray(PIXELS)])), IMAGE,
     ),
+    "TIFF page without a size": (in_benign(IMAGE, tiff_with_an_empty_page()), IMAGE),
+    "one pixel high": (in_benign(IMAGE, png(PIXELS[:1])), IMAGE),
+    "one pixel wide": (in_benign(IMAGE, png(PIXELS[:, :1])), IMAGE),
     "truncated image": (in_benign(IMAGE, png(PIXELS)[:200]), IMAGE),
     "truncated mask": (in_benign(MASK_NAME, png(MASK)[:60]), MASK_NAME),
     "wrong checksum": (in_benign(IMAGE, wrong_checksum()), IMAGE),

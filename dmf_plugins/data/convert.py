@@ -20,6 +20,7 @@ from dmf_plugins.atomic import building
 from dmf_plugins.data.cases import Case, ConvertedCase, DatasetInfo, Problem, read_checked
 from dmf_plugins.data.duplicates import Fingerprint, group_duplicates
 from dmf_plugins.data.images import (
+    MIN_SIDE,
     Gray,
     decode_gray,
     encode_png,
@@ -123,10 +124,16 @@ def prepare_case(
         The case with what was measured on it, its image and its label map.
 
     Raises:
-        DataError: a file is damaged, or a mask does not fit its image; the message names it.
+        DataError: a file is damaged, an image is tiny, or a mask does not fit its image; the message
+            names it.
     """
     content = files.read(case.image)
     image = decode_gray(content, files.where(case.image))
+    if min(image.shape) < MIN_SIDE:
+        raise DataError(
+            f"{files.where(case.image)} is {image.shape[1]}x{image.shape[0]} pixels, less than "
+            f"{MIN_SIDE}x{MIN_SIDE}; replace it, or leave such cases out with --skip-invalid"
+        )
     masks = [
         (files.where(name), decode_gray(files.read(name), files.where(name))) for name in case.masks
     ]

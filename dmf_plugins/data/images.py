@@ -59,7 +59,7 @@ def decode_gray(content: bytes, where: str) -> Gray:
                     f"{where} has more than 8 bits a pixel (mode {image.mode}); convert it to 8-bit grey"
                 )
             return np.asarray(image.convert("L"), dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{where} is not a readable image ({error}); download it again") from error
 
 

@@ -17,7 +17,7 @@ def split_cases(
     """Assign every case to a part.
 
     Groups are dealt out whole, the large ones first, each to the part whose class counts it brings
-    closest to their targets.
+    closest to their targets; the last ones to the parts that would otherwise stay empty.
 
     Args:
         strata: class of each case.
@@ -29,7 +29,8 @@ def split_cases(
         The part (0, 1, ...) of each case.
 
     Raises:
-        ValueError: lengths differ, a fraction is negative, or a part of positive size stays empty.
+        ValueError: lengths differ, a fraction is negative, or there are more parts of positive size
+            than groups.
 
     Examples:
         >>> parts = split_cases(["benign"] * 60 + ["malignant"] * 40, range(100), seed=0)
@@ -74,11 +75,15 @@ def _deal(
     target = share[:, None] * total
     filled = np.zeros_like(target)
     dealt = [-1] * len(content)
+    empty = share > 0
     shuffled = rng.permutation(len(content))
-    for g in shuffled[np.argsort(-content[shuffled].sum(axis=1), kind="stable")]:
+    order = shuffled[np.argsort(-content[shuffled].sum(axis=1), kind="stable")]
+    for done, g in enumerate(order):
+        allowed = empty if len(order) - done <= empty.sum() else share > 0
         after = filled + content[g] - target
         cost = ((after**2 - (filled - target) ** 2) / total).sum(axis=1)
-        cost[share == 0] = np.inf
+        cost[~allowed] = np.inf
         dealt[g] = int(cost.argmin())
         filled[dealt[g]] += content[g]
+        empty[dealt[g]] = False
     return dealt
