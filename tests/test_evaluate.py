@@ -25,6 +25,7 @@ from dmf_plugins.metrics import (
     lesion_counts,
     segmentation_metrics,
 )
+from dmf_plugins.metrics.compare import wilcoxon_p
 from dmf_plugins.metrics.distance import surface_distances
 from dmf_plugins.metrics.evaluate import bootstrap_interval
 from dmf_plugins.metrics.labelmaps import parse_labels
@@ -389,6 +390,33 @@ def test_a_false_alarm_on_an_empty_image_counts_in_a_comparison(tmp_path):
     rest = [pd.read_csv(p / "per_image.csv")["dice"][1:].sum() for p in paths]
     assert found["mean_a"] == pytest.approx((rest[0] + 1) / 20)
     assert found["mean_b"] == pytest.approx(rest[1] / 20)
+
+
+def test_a_comparison_of_classes_has_the_scores_of_evaluate(tmp_path):
+    """One class per image, as benign and malignant: the other is neither found nor missed."""
+    truth = np.zeros((4, 16, 16), np.uint8)
+    for i, label in enumerate((1, 2, 1)):  # the last image has none
+        truth[i, 4:12, 4:12] = label
+    shifts = {"g": 0, "near": 1, "far": 3}
+    for name, shift in shifts.items():
+        (tmp_path / name).mkdir()
+        for i, labels in enumerate(np.roll(truth, shift, axis=2)):
+            Image.fromarray(labels).save(tmp_path / name / f"{i}.png")
+    runs, means = [tmp_path / "r_near", tmp_path / "r_far"], []
+    for run in runs:
+        folder = tmp_path / run.name[2:]
+        found = evaluate_folders(folder, tmp_path / "g", {"a": 1, "b": 2}, distances=False)
+        write_evaluation(found, run)
+        means.append(found.summary["lesion"]["dice"]["mean"])
+    (row,) = compare_runs(runs).to_dict("records")
+    # evaluate leaves the empty image out, where a comparison says 1
+    assert [row["mean_a"], row["mean_b"]] == pytest.approx([(3 * m + 1) / 4 for m in means])
+
+
+def test_differences_that_are_equal_rank_alike():
+    """0.95 - 0.9 and 0.85 - 0.8 differ by rounding alone."""
+    a, b = np.array([0.95, 0.85, 0.6, 0.4, 0.3]), np.array([0.9, 0.8, 0.65, 0.3, 0.15])
+    assert wilcoxon_p(a - b) == wilcoxon_p(np.array([5, 5, -5, 10, 15]))
 
 
 def test_comparisons_that_cannot_be_made_are_refused(tmp_path):

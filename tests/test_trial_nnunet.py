@@ -54,7 +54,7 @@ def done(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path
     assert list(cell.glob("results/*/*/fold_0/checkpoint_*.pth"))
     result = trial(workspace, "-o", output, "--workers", 1)
     assert "cells: 2 done" in result
-    assert "smallest difference this trial could have shown at 80 % power" in result
+    assert "Too few cases or groups to say anything: 3, and a test needs 6" in result
     return output
 
 
@@ -82,7 +82,7 @@ def test_cells_of_a_fold_begin_alike_and_every_validation_case_is_scored(workspa
         assert {Path(name).stem for name in scored["image"]} == cases
     comparison = pd.read_csv(done / "comparison.csv")
     assert comparison["images"].tolist() == [len(cases)]
-    assert (comparison["detectable"] >= 0).all()
+    assert comparison["detectable"].isna().all(), "three cases cannot show anything"
 
 
 def test_the_page_stands_alone(done):

@@ -63,7 +63,8 @@ def test_the_verdict_is_of_a_setting_beyond_chance_if_there_is_one(plan):
     findings = find(plan, {})
     row = findings.comparison.set_index("a").loc["b"]
     assert findings.comparison["difference"].idxmax() == 1, "c differs more, but not surely"
-    assert findings.verdict.startswith("b helps: +2.55 points of Dice against a")
+    assert findings.verdict.startswith("b helps: +2.55 points of Dice against a (95 % interval ")
+    assert "could have shown at 80 % power is 0." in findings.verdict
     # scores are averaged over the repeats before anything is tested
     assert (row["images"], len(findings.scores["b"])) == (CASES, CASES)
     assert row["detectable"] == pytest.approx((row["high"] - row["low"]) / 2 * 2.8 / 1.96)
@@ -101,11 +102,35 @@ def test_copies_of_a_case_in_one_group_widen_the_interval_again(plan):
     assert once == pytest.approx(many)
 
 
+@pytest.mark.parametrize(("cases", "gain"), [(1, 0.1), (2, 0.1), (CASES, 0.0)])
+def test_too_few_cases_or_none_that_differ_claim_nothing(plan, cases, gain):
+    for cell in plan.cells():
+        path = cell.folder / "per_image.csv"
+        table = pd.read_csv(path).iloc[:cases].assign(dice=0.5 + gain * (cell.setting != "a"))
+        table.to_csv(path, index=False)
+    result = report(plan)
+    assert result.returncode == 0, result.stderr
+    assert "nan" not in result.stdout + (plan.output / "report.md").read_text()
+    assert "could have shown" not in result.stdout
+    said = " ".join(result.stdout.split())
+    if gain:
+        assert f"Too few cases or groups to say anything: {cases}, and a test needs 6" in said
+    else:
+        assert "No setting is better than a beyond chance" in said
+
+
+def test_a_group_and_a_case_of_one_name_are_two():
+    scores = pd.Series([0.1, 0.2, 0.3], ["x", "y", "z"])
+    pairs = [(("a", scores), ("b", scores * 2))]
+    (found,) = compare_scores(pairs, groups={"x": "z", "y": "p"})["units"]
+    assert found == 3
+
+
 def test_groups_come_from_the_manifest_where_no_file_is_named(tmp_path):
     manifest = tmp_path / "manifest.csv"
     assert read_groups(None, manifest) == {}
     pd.DataFrame({"case": ["x", "y"], "group": ["p1", None]}).to_csv(manifest, index=False)
-    assert read_groups(None, manifest) == {"x": "p1", "y": "y"}
+    assert read_groups(None, manifest) == {"x": "p1"}
 
 
 def report(plan: TrialPlan, *more: object) -> subprocess.CompletedProcess[str]:
@@ -135,10 +160,15 @@ def test_a_report_takes_groups_and_needs_no_pictures(plan, tmp_path):
     refused = report(plan, "--groups", groups)
     assert refused.returncode == 2
     assert f"{groups} must be a CSV with the columns case and group" in refused.stderr
-    groups.write_text("case,group\ncase0,1\n")
+    groups.write_text("case,group\nother,1\n")
+    refused = report(plan, "--groups", groups)
+    assert f"{groups} has a group for none of the cases, such as case0" in refused.stderr
+    assert not (plan.output / "report.md").exists()
+    groups.write_text("case,group\ncase0.png,1\ncase1.nii.gz,1\n")
     result = report(plan, "--groups", groups)
     assert result.returncode == 0, result.stderr
     assert "cells: 6 done" in result.stdout
+    assert set(pd.read_csv(plan.output / "comparison.csv")["units"]) == {CASES - 1}
     assert "b helps" in (plan.output / "report.html").read_text()
 
 

@@ -27,8 +27,9 @@ def compare_runs(
 ) -> pd.DataFrame:
     """Wilcoxon signed-rank test of every pair of runs on the same images, Holm-corrected.
 
-    The score of an image is its mean over the foreground classes. An image whose truth and
-    prediction are both empty counts as 1, so that a false alarm of the other run is not lost.
+    The score of an image is its mean over the foreground classes that are in its truth or prediction,
+    as ``dmf evaluate`` has it. An image with none in either counts as 1, so that a false alarm of the
+    other run is not lost.
 
     Args:
         runs: folders written by ``dmf evaluate``, or their ``per_image.csv``.
@@ -37,8 +38,9 @@ def compare_runs(
         seed: of the bootstrap of the difference.
 
     Returns:
-        One row per pair: ``a``, ``b``, ``images``, ``mean_a``, ``mean_b``, ``difference`` (a - b) with
-        ``low`` and ``high`` of its bootstrap 95 % interval, ``p`` and ``p_holm``.
+        One row per pair: ``a``, ``b``, ``images``, ``units`` (images, or groups of them), ``mean_a``,
+        ``mean_b``, ``difference`` (a - b) with ``low`` and ``high`` of its bootstrap 95 % interval,
+        ``p`` and ``p_holm``.
 
     Raises:
         UsageError: fewer than two runs, or an unknown score.
@@ -78,8 +80,8 @@ def compare_scores(
         for image in sorted(set(a.index) ^ set(b.index)):
             raise DataError(f"{first} and {second} hold different images, such as {image}")
         difference = (a - b.reindex(a.index)).to_numpy()
-        group = pd.Series(list(a.index)).map(lambda image: (groups or {}).get(image, image))
-        units = pd.Series(difference).groupby(group).agg(["sum", "size", "mean"])
+        own = [f"group {groups[i]}" if groups and i in groups else f"image {i}" for i in a.index]
+        units = pd.Series(difference).groupby(own).agg(["sum", "size", "mean"])
         statistic = partial(_mean_of, units["sum"].to_numpy(), units["size"].to_numpy())
         spread = bootstrap_interval(statistic, len(units), seed)
         rows.append(
@@ -87,6 +89,7 @@ def compare_scores(
                 "a": first,
                 "b": second,
                 "images": len(a),
+                "units": len(units),
                 "mean_a": a.mean(),
                 "mean_b": b.mean(),
                 "difference": spread["mean"],
@@ -107,7 +110,7 @@ def _mean_of(sums: np.ndarray, sizes: np.ndarray, index: np.ndarray) -> np.ndarr
 
 
 def image_scores(run: Path, score: str = "dice") -> pd.Series:
-    """Score of each image of a run: mean over classes, 1 where nothing is and nothing was found."""
+    """Score of each image of a run: mean over its classes, 1 where none is and none was found."""
     path = run / PER_IMAGE if run.is_dir() else run
     if not path.is_file():
         raise DataError(
@@ -116,8 +119,8 @@ def image_scores(run: Path, score: str = "dice") -> pd.Series:
     try:
         table = pd.read_csv(path, dtype={"image": str})
         empty = (table["true_pixels"] == 0) & (table["predicted_pixels"] == 0)
-        values = table[score].where(~empty, 1.0)
-        return values.groupby(table["image"]).mean()
+        means = table[score].where(~empty).groupby(table["image"]).mean()
+        return means.where(~empty.groupby(table["image"]).all(), 1.0)
     except (KeyError, ValueError) as error:
         raise DataError(f"{path} is no report of dmf evaluate ({error})") from error
 
@@ -126,7 +129,8 @@ def wilcoxon_p(difference: np.ndarray) -> float:
     """Two-sided p of the Wilcoxon signed-rank test; 1 where nothing differs."""
     from scipy.stats import wilcoxon
 
-    return float(wilcoxon(difference).pvalue) if np.any(difference != 0) else 1.0
+    difference = np.round(difference, 9)  # equal ones rank alike, whatever their last bit
+    return float(wilcoxon(difference).pvalue) if difference.any() else 1.0
 
 
 def _short_names(paths: list[Path]) -> dict[Path, str]:

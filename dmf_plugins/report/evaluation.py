@@ -103,10 +103,12 @@ def comparison_markdown(table: pd.DataFrame, score: str) -> str:
     ]
     for row in table.to_dict("records"):
         low, mean, high = (f"{100 * row[key]:+.2f}" for key in ("low", "difference", "high"))
+        interval = "" if np.isnan(row["low"]) else f" ({low}, {high})"
+        shown = "" if np.isnan(row.get("detectable", np.nan)) else f"{100 * row['detectable']:.2f}"
         lines.append(
             f"| {row['a']} | {row['b']} | {row['images']} | {100 * row['mean_a']:.2f} "
-            f"| {100 * row['mean_b']:.2f} | {mean} ({low}, {high}) | {row['p']:.3g} "
-            f"| {row['p_holm']:.3g} |" + (f" {100 * row['detectable']:.2f} |" if power else "")
+            f"| {100 * row['mean_b']:.2f} | {mean}{interval} | {row['p']:.3g} "
+            f"| {row['p_holm']:.3g} |" + f" {shown} |" * power
         )
     return "\n".join(lines) + "\n"
 

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import json
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,8 @@ def forest(comparison: pd.DataFrame, score: str = "Dice") -> Figure | None:
             low, mid, high, missed = (
                 100 * row[key] for key in ("low", "difference", "high", "detectable")
             )
-            axes.fill_betweenx([y - 0.35, y + 0.35], -missed, missed, color="0.9", linewidth=0)
+            if missed > 0:
+                axes.fill_betweenx([y - 0.35, y + 0.35], -missed, missed, color="0.9", linewidth=0)
             axes.plot([low, high], [y, y], color="#00796b", linewidth=2)
             axes.plot(mid, y, "s", color="#00796b")
         axes.axvline(0, color="k", linewidth=0.8)
@@ -192,7 +194,9 @@ def _overlay(findings: Findings, framework: Any, case: str, setting: str) -> str
 
 def _image(folder: Path, case: str, shape: tuple[int, ...]) -> np.ndarray:
     """The image of a case, grey; black where it is not there or not of the labels' size."""
-    found = [p for p in sorted(folder.glob(f"{case}*")) if stem(p) in (case, f"{case}_0000")]
+    found = [
+        p for p in sorted(folder.glob(f"{escape(case)}*")) if stem(p) in (case, f"{case}_0000")
+    ]
     try:
         if found and found[0].name.endswith((".nii.gz", ".nii", ".nrrd", ".mha")):
             import SimpleITK

@@ -20,6 +20,7 @@ from dmf_plugins.trials.plan import TrialPlan
 
 # half the width of a 95 % interval to the difference seen in 80 % of trials
 _POWER = (1.96 + 0.84) / 1.96
+_FEWEST = 6  # of fewer, Wilcoxon's smallest p is 0.0625
 BEYOND_OVERLAP = {
     "surface_dice": "Surface Dice",
     "lesions_found": "Lesions found",
@@ -69,8 +70,13 @@ def write_report(plan: TrialPlan, framework: Any, groups: Path | None = None) ->
     Raises:
         DataError: no cell has finished, or cells of one repeat hold different cases or began from
             different networks.
+        UsageError: ``groups`` is no table of groups, or of none of the cases.
     """
-    findings = find(plan, read_groups(groups, framework.manifest(plan)))
+    known = read_groups(groups, framework.manifest(plan))
+    findings = find(plan, known)
+    cases = findings.scores[findings.reference].index
+    if groups is not None and known.keys().isdisjoint(cases):
+        raise UsageError(f"{groups} has a group for none of the cases, such as {cases[0]}")
     output = plan.output
     written = {
         "scores.csv": pd.DataFrame(findings.scores).rename_axis("image").to_csv(),
@@ -125,7 +131,8 @@ def compare_cells(
     """Every setting against ``reference`` on the repeats both have, from scores per image.
 
     The scores of an image are averaged over repeats first. ``detectable`` is the smallest difference
-    seen in 80 % of such experiments, without correction for several comparisons.
+    seen in 80 % of such experiments, without correction for several comparisons; NaN for fewer than
+    six cases or groups, and where all differ alike, which say nothing of it.
     """
     seeds: dict[str, set[int]] = {}
     for cell, _ in runs:
@@ -139,7 +146,8 @@ def compare_cells(
     if not pairs:
         return pd.DataFrame()
     comparison = compare_scores(pairs, groups=groups)
-    comparison["detectable"] = (comparison["high"] - comparison["low"]) / 2 * _POWER
+    width = (comparison["high"] - comparison["low"]).where(comparison["units"] >= _FEWEST)
+    comparison["detectable"] = width.where(width > 0) / 2 * _POWER
     return comparison
 
 
@@ -153,7 +161,9 @@ def _table(done: list[Cell]) -> pd.DataFrame:
 
 
 def read_groups(given: Path | None, manifest: Path) -> dict[str, str]:
-    """Case (by stem) -> group, from ``--groups`` or the converter's manifest; empty without either.
+    """Stem of a case -> group, from ``--groups`` or the converter's manifest; empty without either.
+
+    A case without a group is left out.
 
     Raises:
         UsageError: the file given lacks the columns.
@@ -162,8 +172,8 @@ def read_groups(given: Path | None, manifest: Path) -> dict[str, str]:
     if given is None and not path.is_file():
         return {}
     try:
-        table = pd.read_csv(path, dtype=str)
-        return dict(zip(table["case"], table["group"].fillna(table["case"]), strict=True))
+        table = pd.read_csv(path, dtype=str)[["case", "group"]].dropna()
+        return {stem(Path(case)): group for case, group in table.itertuples(index=False)}
     except (OSError, KeyError, ValueError) as error:
         raise UsageError(
             f"{path} must be a CSV with the columns case and group ({error})"
@@ -210,15 +220,22 @@ def _verdict(comparison: pd.DataFrame, reference: str) -> str:
     difference, low, high, detectable = (
         100 * best[name] for name in ("difference", "low", "high", "detectable")
     )
+    numbers = f"{difference:+.2f} points of Dice against {reference}"
+    if best["units"] < _FEWEST:
+        return (
+            f"Too few cases or groups to say anything: {best['units']}, and a test needs {_FEWEST}. The "
+            f"best, {best['a']}: {numbers}."
+        )
     p = f"= {best['p_holm']:.3f}" if best["p_holm"] >= 0.001 else "< 0.001"
-    numbers = (
-        f"{difference:+.2f} points of Dice against {reference} (95 % interval {low:+.2f} to "
-        f"{high:+.2f}, {best['images']} cases, Holm p {p}); the smallest difference "
-        f"this trial could have shown at 80 % power is {detectable:.2f} points."
-    )
+    numbers += f" (95 % interval {low:+.2f} to {high:+.2f}, {best['images']} cases, Holm p {p})"
+    if detectable > 0:
+        numbers += (
+            "; the smallest difference this trial could have shown at 80 % power is "
+            f"{detectable:.2f} points"
+        )
     if _helps(best):
-        return f"{best['a']} helps: {numbers}"
-    return f"No setting is better than {reference} beyond chance. The best, {best['a']}: {numbers}"
+        return f"{best['a']} helps: {numbers}."
+    return f"No setting is better than {reference} beyond chance. The best, {best['a']}: {numbers}."
 
 
 def _markdown(findings: Findings) -> str:
