@@ -51,6 +51,21 @@ def test_the_compiled_loss_is_the_plain_one_in_one_graph():
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+@pytest.mark.parametrize("scale", [0, 1])
+def test_a_label_out_of_range_is_named_though_a_compiled_graph_cannot_raise(scale):
+    """As of masks of 0 and 255: the terms of such labels look excellent."""
+    torch._dynamo.reset()
+    said: list[str] = []
+    loss = make(said)
+    outputs, targets = batch(0)
+    loss(outputs, targets)
+    targets[scale][0, 0, 0, 0] = 255
+    with pytest.raises(ValueError, match="labels from 0 to 255"):
+        loss(outputs, targets)
+    assert loss.loss.fusion.step == 1
+    assert not said
+
+
 def test_without_a_compiler_it_trains_on_and_says_so_once(monkeypatch, tmp_path):
     torch._dynamo.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

@@ -40,7 +40,7 @@ class SegmentationLoss(nn.Module):
             statistics = SegmentationStatistics(
                 logits, target, mode=self.mode, ignore_index=self.ignore_index, mask=mask
             )
-            check_labels([statistics])
+            check_labels(statistics.extremes, statistics.classes)
             return self.over_scales([statistics], [1.0])
 
     def compute(self, statistics: SegmentationStatistics) -> Tensor:

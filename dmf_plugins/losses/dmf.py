@@ -22,11 +22,19 @@ Batch = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Terms(NamedTuple):
-    """Raw values of one batch: ``[N]``, or ``[N + 1]`` with the auxiliary term last; and whether to
-    record them (0-d bool; None: yes)."""
+    """Raw values of one batch.
+
+    Attributes:
+        values: ``[N]``, or ``[N + 1]`` with the auxiliary term last.
+        record: whether to record them, 0-d bool; None: yes.
+        extremes, classes: what :func:`~.statistics.check_labels` has yet to see, since a compiled
+            graph cannot raise.
+    """
 
     values: Tensor
     record: Tensor | None
+    extremes: tuple[Tensor, ...] = ()
+    classes: int = 2
 
 
 class DMFLoss(nn.Module):
@@ -176,7 +184,8 @@ class DMFLoss(nn.Module):
                 )
                 for logits, target, mask in scales
             ]
-            check_labels(statistics)
+            extremes = tuple(label for scale in statistics for label in scale.extremes)
+            check_labels(extremes, statistics[0].classes)
             modules = [*self.losses, *([] if self.auxiliary is None else [self.auxiliary])]
             regions = [term for term in modules if isinstance(term, OverlapLoss)]
             of_regions = region_losses(regions, statistics, weights).unbind() if regions else ()
@@ -194,11 +203,14 @@ class DMFLoss(nn.Module):
                 found[term] = torch.stack(parts).sum()
         values = torch.stack([found[term] for term in modules])
         labelled = [scale.any_labelled for scale in statistics if scale.any_labelled is not None]
-        return Terms(values, torch.stack(labelled).any() if labelled else None)
+        record = torch.stack(labelled).any() if labelled else None
+        unchecked = extremes if torch.compiler.is_compiling() else ()
+        return Terms(values, record, unchecked, statistics[0].classes)
 
     def fuse(self, terms: Terms, *, amend: bool = False) -> Tensor:
         """Total of already computed terms; records them in training mode."""
-        total, weights, gamma = self.fusion.fuse(*terms, amend=amend)
+        check_labels(terms.extremes, terms.classes)
+        total, weights, gamma = self.fusion.fuse(terms.values, terms.record, amend=amend)
         call = (terms.values.detach(), total.detach())
         calls = [*self._step_calls, call] if amend else [call]
         values, done = call

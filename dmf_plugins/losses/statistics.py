@@ -155,18 +155,17 @@ def _labelled(scales: Sequence[SegmentationStatistics], like: Tensor) -> Tensor:
     return torch.stack([torch.as_tensor(number) for number in numbers])[None]
 
 
-def check_labels(scales: Sequence[SegmentationStatistics]) -> None:
-    """Raise ``ValueError`` on a label outside ``0..classes-1``.
+def check_labels(extremes: Sequence[Tensor], classes: int) -> None:
+    """Raise ``ValueError`` where one of ``extremes`` lies outside ``0..classes-1``.
 
     On the CPU at once; on a GPU, where a look would stop the pipeline, by an assertion on the device,
-    as indexing with the label would.
+    as indexing with the label would. A compiled graph can do neither (inductor drops the assertion),
+    so whoever calls it checks what it returns.
     """
-    extremes = [label for scale in scales for label in scale.extremes]
     if torch.compiler.is_compiling() or not extremes:
         return
-    classes = scales[0].classes
     if extremes[0].device.type != "cpu":
-        found = torch.stack(extremes)
+        found = torch.stack(tuple(extremes))
         torch._assert_async(((found >= 0) & (found < classes)).all())
         return
     labels: list[Any] = [label.tolist() for label in extremes]
