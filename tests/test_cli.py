@@ -90,6 +90,17 @@ def test_plot_draws_a_log(tmp_path):
     assert "does not exist" in dmf("plot", tmp_path / "none", tmp_path / "b.png").stderr
 
 
+def test_plot_takes_a_folder_of_one_log_and_names_several(tmp_path):
+    rows = np.random.default_rng(0).random((10, 7))
+    heads = [tmp_path / f"dmf_{head}_log.csv" for head in ("auxiliary_head", "decode_head")]
+    assert f"{tmp_path} holds no dmf_log.csv" in dmf("plot", tmp_path, tmp_path / "a.png").stderr
+    DMFLog(heads[0], ["ce", "dice"]).append(0, rows)
+    assert dmf("plot", tmp_path, tmp_path / "a.png").returncode == 0
+    DMFLog(heads[1], ["ce", "dice"]).append(0, rows)
+    several = dmf("plot", tmp_path, tmp_path / "b.png")
+    assert (several.returncode, heads[0].name + ", " + heads[1].name in several.stderr) == (2, True)
+
+
 def test_demo_never_empties_a_folder_that_is_not_its_own(phantoms, tmp_path):
     pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
     (tmp_path / "nnUNet_raw").mkdir()

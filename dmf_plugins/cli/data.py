@@ -136,7 +136,8 @@ def filter_command(
     ],
     last: LastArgument = None,
     output: Annotated[
-        Optional[Path], typer.Option("--output", "-o", parser=path, help="PNG file, or folder.")
+        Optional[Path],
+        typer.Option("--output", "-o", parser=path, help="PNG file, or folder; needed."),
     ] = None,
     diameter: Diameter = BilateralParameters.diameter,
     sigma_color: SigmaColor = BilateralParameters.sigma_color,

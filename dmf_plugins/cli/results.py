@@ -25,7 +25,8 @@ def evaluate(
         typer.Option(help="Like benign=1,malignant=2, or a dataset.json; default the one near GT."),
     ] = None,
     output: Annotated[
-        Optional[Path], typer.Option("--output", "-o", parser=path, help="Folder of the report.")
+        Optional[Path],
+        typer.Option("--output", "-o", parser=path, help="Folder of the report; needed."),
     ] = None,
     ignore_index: Annotated[
         Optional[int], typer.Option(help="Label whose pixels do not count.")
@@ -101,12 +102,17 @@ def compare(
 @app.command(epilog="Example: dmf plot results/fold_0/dmf_log.csv --output weights.svg")
 def plot(
     log: Annotated[
-        Path, typer.Argument(parser=path, help="A dmf_log.csv, or the folder it is in.")
+        Path,
+        typer.Argument(
+            parser=path, help="A dmf_log.csv, or the training's folder, which holds it."
+        ),
     ],
     last: LastArgument = None,
     output: Annotated[
         Optional[Path],
-        typer.Option("--output", "-o", parser=path, help="Picture to write: .png, .svg or .pdf."),
+        typer.Option(
+            "--output", "-o", parser=path, help="Picture to write, .png, .svg or .pdf; needed."
+        ),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -116,9 +122,13 @@ def plot(
 
     output = one_output(output, last)
     if log.is_dir():
-        log = log / LOG_NAME
+        found = sorted(log.glob("dmf*_log.csv"))  # of several heads, one each
+        if len(found) != 1:
+            names = ", ".join(path.name for path in found) or f"no {LOG_NAME}"
+            raise UsageError(f"{log} holds {names}; name the log of a training")
+        log = found[0]
     if not log.is_file():
-        raise UsageError(f"{log} does not exist; training writes it beside progress.png")
+        raise UsageError(f"{log} does not exist; a training writes {LOG_NAME} into its folder")
     if output.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UsageError(f"{output} must end in .png, .svg or .pdf")
     with writing(output, overwrite) as partial:

@@ -32,7 +32,8 @@ def paths(
 def copy_configs(
     last: LastArgument = None,
     output: Annotated[
-        Optional[Path], typer.Option("--output", "-o", parser=path, help="Folder to create.")
+        Optional[Path],
+        typer.Option("--output", "-o", parser=path, help="Folder to create; needed."),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:

@@ -19,7 +19,10 @@ from dmf_plugins.data.options import LABELS
 from dmf_plugins.errors import DataError
 
 _PALETTE = [[0, 0, 0], [255, 200, 60], [255, 80, 80]]
-_CONVERT = "convert it: dmf convert busi SRC --to mmseg --output FOLDER; data_root='FOLDER/BUSI'"
+_CONVERT = (
+    "convert it: dmf convert busi SRC --to mmseg --output FOLDER; then set dataset.data_root='FOLDER/BUSI' "
+    "in train_dataloader, val_dataloader and test_dataloader"
+)
 
 
 @DATASETS.register_module()
