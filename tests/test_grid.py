@@ -139,14 +139,19 @@ def test_tables_mark_the_best_and_escape_latex():
 
 @pytest.fixture(scope="module")
 def grid(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small grid that was killed in its second cell and then continued."""
+    """A small grid that was killed in its second cell, moved, and then continued."""
     pytest.importorskip("mmseg.models", reason="no MMSegmentation", exc_type=ImportError)
-    output = tmp_path_factory.mktemp("grids") / "grid"
-    command = [sys.executable, "-m", "dmf_plugins", "grid", phantoms, "--output", output, *SMALL]
-    command = [*map(str, command), "--variant", VARIANT, "--workers"]
-    first = output / "cells" / "fixed" / "seed0" / RESULT
-    second = output / "cells" / "variance+none" / "seed0"
-    process = subprocess.Popen([*command, "1"], start_new_session=True, stderr=subprocess.DEVNULL)
+    before = tmp_path_factory.mktemp("grids") / "before"
+    output = before.with_name("grid")
+    command = [sys.executable, "-m", "dmf_plugins", "grid", str(phantoms), *map(str, SMALL)]
+    command += ["--variant", VARIANT]
+    cells = before / "cells"
+    first, second = cells / "fixed" / "seed0" / RESULT, cells / "variance+none" / "seed0"
+    process = subprocess.Popen(
+        [*command, "--workers", "1", "--output", str(before)],
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         wait(lambda: (second / EPOCH).exists() or process.poll() is not None, 300)
     finally:
@@ -155,8 +160,11 @@ def grid(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert first.exists()
     assert not (second / RESULT).exists()
     stamp = first.stat().st_mtime_ns
-    assert not (output / "tables.md").exists()
-    done = subprocess.run([*command, "2"], capture_output=True, text=True, check=False)
+    assert not (before / "tables.md").exists()
+    before.rename(output)
+    first, second = (output / path.relative_to(before) for path in (first, second))
+    command += ["--workers", "2", "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     logs = "\n".join(p.read_text()[-1500:] for p in output.glob("cells/*/*.log"))
     assert done.returncode == 0, done.stderr + logs
     assert first.stat().st_mtime_ns == stamp  # a finished cell is never run again

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def done(mmseg_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trial whose first cell was killed after its first epoch, and the whole then run again."""
-    output = tmp_path_factory.mktemp("trials") / "trial"
+    """A trial killed in its first cell after an epoch, moved, and then run again."""
+    output = tmp_path_factory.mktemp("trials") / "before"
     begin = (
         *("trial", "mmseg", TINY, "--setting", "stock"),
         *("--setting", 'mad={"weighting": "mad", "min_history": 2}'),
@@ -38,6 +38,7 @@ def done(mmseg_environment: dict[str, str], tmp_path_factory: pytest.TempPathFac
     assert process.is_alive()
     process.kill()
     process.join()
+    output = output.rename(output.with_name("trial"))
     result = dmf("trial", "mmseg", "--output", output, "--workers", 1, **mmseg_environment)
     logs = "".join(p.read_text()[-2500:] for p in output.glob("cells/*/*.log"))
     assert result.returncode == 0, result.stderr + logs

@@ -14,10 +14,10 @@ from mmengine.runner import Runner
 
 import dmf_plugins
 import dmf_plugins.mmseg
-import dmf_plugins.trials.mmseg  # registers TrialHook
 from dmf_plugins.grid.plan import GridPlan
 from dmf_plugins.paths import bundled
 from dmf_plugins.trials.engine import Cell
+from dmf_plugins.trials.mmseg import resume, set_length  # registers TrialHook too
 from dmf_plugins.trials.score import INITIAL, score
 
 CONFIG = "unet_dmf_busi-128x128.py"
@@ -33,15 +33,15 @@ def run_cell(plan: GridPlan, cell: Cell) -> dict[str, Any]:
     """
     start = time.monotonic()
     config = cell_config(plan, cell)
-    config.resume = (cell.folder / "work" / "last_checkpoint").is_file()
+    resume(config, cell)
     config.dump(str(cell.folder / "config.py"))
 
     runner = Runner.from_cfg(copy.deepcopy(config))
     runner.train()
-    best = runner.message_hub.get_info("best_ckpt")
+    best = cell.folder / "work" / Path(runner.message_hub.get_info("best_ckpt")).name  # if moved
     validation = runner.message_hub.get_info("best_score")
 
-    config.load_from, config.resume = best, False
+    config.load_from, config.resume = str(best), False
     config.experiment_name = f"{config.experiment_name}_test"
     config.visualizer.name = config.experiment_name
     scores = Runner.from_cfg(config).test()
@@ -56,7 +56,7 @@ def run_cell(plan: GridPlan, cell: Cell) -> dict[str, Any]:
         "options": cell.options,
         "initial_weights": (cell.folder / INITIAL).read_text(),
         "validation_lesion_dice": float(validation),
-        "best_checkpoint": Path(best).name,
+        "best_checkpoint": best.name,
         "test": {name: float(value) for name, value in scores.items()},
         "test_hd95_pixels": distances["hd95"]["mean"],
         "seconds": round(time.monotonic() - start),
@@ -71,6 +71,7 @@ def cell_config(plan: GridPlan, cell: Cell) -> Config:
     # mmengine would format the config for every checkpoint, which takes longer than an epoch
     path = bundled("mmseg_configs") / CONFIG
     config = Config.fromfile(path, format_python_code=False)
+    set_length(config, plan.epochs)
     scale = (plan.size, plan.size)
     for part in ("train", "val", "test"):
         loader = config[f"{part}_dataloader"]
@@ -88,7 +89,6 @@ def cell_config(plan: GridPlan, cell: Cell) -> Config:
             "work_dir": str(cell.folder / "work"),
             "experiment_name": f"{cell.setting}_{cell.seed}",
             "randomness": {"seed": cell.seed},
-            "train_cfg.max_epochs": plan.epochs,
             "train_cfg.val_interval": interval,
             "default_hooks.checkpoint.interval": interval,
             "default_hooks.checkpoint.max_keep_ckpts": 2,  # mmengine removes one before it writes one
@@ -113,6 +113,4 @@ def cell_config(plan: GridPlan, cell: Cell) -> Config:
     )
     config.model.decode_head.loss_decode = loss
     config.visualizer.name = config.experiment_name
-    for scheduler in config.param_scheduler:
-        scheduler.end = plan.epochs
     return config

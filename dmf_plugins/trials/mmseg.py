@@ -137,27 +137,45 @@ def cell_config(plan: TrialPlan, cell: Cell) -> Config:
     config.experiment_name = f"trial_{cell.setting}_{cell.seed}"
     config.randomness = {**config.get("randomness", {}), "seed": cell.seed}
     if plan.epochs:
-        _set_length(config, plan.epochs)
+        set_length(config, plan.epochs)
     return config
 
 
-def _set_length(config: Config, epochs: int) -> None:
+def set_length(config: Config, epochs: int) -> None:
+    """Train for so many epochs. What lasted as long as the training still does; a warm-up stays as it is.
+
+    Raises:
+        UsageError: the config counts iterations, or the learning rate would change too late.
+    """
     if config.train_cfg.get("by_epoch") is False or "max_iters" in config.train_cfg:
         raise UsageError(
             "--epochs does not fit a config that counts iterations; use "
             "--cfg-options train_cfg.max_iters=N"
         )
+    before = config.train_cfg.max_epochs
     config.train_cfg.max_epochs = epochs
-    for scheduler in config.get("param_scheduler") or []:
-        if scheduler.get("by_epoch", True) and scheduler.get("end"):
-            scheduler.end = epochs
+    given = config.get("param_scheduler") or []
+    for scheduler in [given] if isinstance(given, dict) else given:
+        if not scheduler.get("by_epoch", True):
+            continue
+        begin = scheduler.get("begin", 0)
+        for name, start in (("end", 0), ("T_max", begin), ("total_steps", begin)):
+            if (scheduler.get(name) or 0) >= before - start:
+                scheduler[name] = epochs - start
+        steps = (0, scheduler.get("step_size", 0), *scheduler.get("milestones", ()))
+        changes = [begin + step for step in steps] + [scheduler.get("end", 1) - 1]
+        if any(epochs <= change < before for change in changes):
+            raise UsageError(
+                f"--epochs {epochs} is over before the config's {dict(scheduler)} is; give a shorter "
+                "one by --cfg-options param_scheduler=[...], or more epochs"
+            )
 
 
 def run(plan: TrialPlan, cell: Cell) -> None:
     """Train, or continue, and score the last network on the test part."""
     start = time.monotonic()
     config = cell_config(plan, cell)
-    config.resume = _last_checkpoint(cell).is_file()
+    resume(config, cell)
     config.dump(str(cell.folder / "config.py"))
     Runner.from_cfg(copy.deepcopy(config)).train()
 
@@ -181,10 +199,20 @@ def run(plan: TrialPlan, cell: Cell) -> None:
     finish(cell, evaluation, predictions=predictions, log=log, start=start)
 
 
+def resume(config: Config, cell: Cell) -> None:
+    """Go on from the last checkpoint, where there is one."""
+    last = _last_checkpoint(cell)
+    config.resume = last.is_file()
+    if config.resume:
+        config.load_from = str(last)  # or mmengine would take the place it was written to
+
+
 def _last_checkpoint(cell: Cell) -> Path:
-    """As mmengine's note names it; the folder, which is no file, without a note."""
+    """As mmengine's note names it, in a folder that may have moved; without a note no file."""
     note = cell.folder / "work" / "last_checkpoint"
-    return Path(note.read_text().strip() if note.is_file() else cell.folder)
+    written = Path(note.read_text().strip() if note.is_file() else cell.folder)
+    here = note.with_name(written.name)
+    return here if here.is_file() else written
 
 
 def truth(plan: TrialPlan, cell: Cell) -> Path:
