@@ -393,6 +393,14 @@ def test_without_the_variable_the_copy_command_is_told(phantoms, tmp_path):
     assert "nnUNetv2_plan_and_preprocess -d 501" in steps
 
 
+def test_the_copy_command_works_where_paths_hold_a_space(phantoms, tmp_path):
+    result = convert(phantoms, tmp_path / "raw data")
+    command = result.next_steps[0].splitlines()[-1]
+    run("bash", "-ec", command, cwd=tmp_path, nnUNet_preprocessed=str(tmp_path / "my data"))
+    copied = tmp_path / "my data" / "Dataset501_BUSI" / "splits_final.json"
+    assert copied.read_bytes() == (result.target / "splits_final.json").read_bytes()
+
+
 # ---------------------------------------------------------------- bad input
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,12 @@ def test_a_sound_model_is_exported_and_stays_ours_to_replace(model, tmp_path):
     (tmp_path / "nnUNetTrainer__nnUNetPlans__2d" / "plans.json").touch()  # a training of stock's
     with pytest.raises(UsageError, match="was not written by"):
         export_nnunet(model, overwrite=True)
+
+
+def test_the_command_to_run_it_can_be_pasted(model, tmp_path):
+    result = dmf("export", model, "--output", tmp_path / "my models")
+    assert result.returncode == 0, result.stderr
+    assert shlex.split(result.stdout)[-2:] == ["-m", str(tmp_path / "my models")]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -124,7 +125,8 @@ def export(
         with needs("nnunet"):
             from dmf_plugins.nnunet.export import export_nnunet
         written = export_nnunet(model, output, overwrite=overwrite)
-        typer.echo(f"wrote {written}; run it with: nnUNetv2_predict_from_modelfolder -m {written}")
+        command = f"nnUNetv2_predict_from_modelfolder -m {shlex.quote(str(written))}"
+        typer.echo(f"wrote {written}; run it with: {command}")
         return
     if output is None:
         raise UsageError("for an MMSegmentation model give --output FOLDER")

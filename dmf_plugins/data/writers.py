@@ -128,8 +128,8 @@ class NnUNetWriter:
         if live is None:
             steps.append(
                 "export nnUNet_preprocessed=FOLDER  # it is not set; then, so that nnU-Net uses this "
-                f"split:\nmkdir -p $nnUNet_preprocessed/{self.name} && "
-                f"cp {shlex.quote(str(source))} $nnUNet_preprocessed/{self.name}/"
+                f'split:\nmkdir -p "$nnUNet_preprocessed/{self.name}" && '
+                f'cp {shlex.quote(str(source))} "$nnUNet_preprocessed/{self.name}/"'
             )
         else:
             stale = [*live.parent.glob("*Plans*"), *live.parent.glob("dataset_fingerprint.json")]
