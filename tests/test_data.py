@@ -544,6 +544,16 @@ def test_an_empty_lesion_mask_is_remarked(copy, tmp_path):
     assert any("no lesion" in r and "benign (1)" in r for r in convert(copy, tmp_path).remarks)
 
 
+def test_a_lesion_lost_by_resizing_is_remarked(copy, tmp_path):
+    path = copy / "benign/benign (1)_mask.png"
+    mask = np.zeros(Image.open(path).size[::-1], np.uint8)
+    mask[3, 3] = 255
+    Image.fromarray(mask).save(path)
+    result = convert(copy, tmp_path, size=(16, 16))
+    (remark,) = (r for r in result.remarks if "--size" in r)
+    assert "benign (1).png" in remark
+
+
 def test_wrong_arguments_are_named(phantoms, tmp_path, monkeypatch):
     def fails(message, **options):
         with pytest.raises(UsageError, match=message):

@@ -44,6 +44,7 @@ class ConvertedCase(Case):
         sha256: of the image file in the source.
         width, height: of that image, pixels.
         lesion_fraction: share of its pixels that are lesion.
+        lost: whether resizing left no pixel of the lesion.
         fingerprint: for finding near duplicates.
         cluster: number of the cases linked by near duplicates or by the reader's ``group``.
         split: ``train``, ``val`` or ``test``; the same within a cluster.
@@ -53,6 +54,7 @@ class ConvertedCase(Case):
     width: int
     height: int
     lesion_fraction: float
+    lost: bool = False
     fingerprint: Fingerprint = field(repr=False, compare=False)
     cluster: int = -1
     split: str = ""

@@ -139,19 +139,17 @@ def prepare_case(
     ]
     lesion = merge_masks(masks, image.shape, options.threshold)
     value = np.uint8(LABELS[options.labels].get(case.category, 1))
+    label = resize_label(lesion * value, options.size)
     converted = ConvertedCase(
         **vars(case),
         sha256=hashlib.sha256(content).hexdigest(),
         width=image.shape[1],
         height=image.shape[0],
         lesion_fraction=float(lesion.mean()),
+        lost=bool(lesion.any() and not label.any()),
         fingerprint=Fingerprint.of(image),
     )
-    return (
-        converted,
-        prepare_image(image, options.bilateral, options.size),
-        resize_label(lesion * value, options.size),
-    )
+    return converted, prepare_image(image, options.bilateral, options.size), label
 
 
 def _known(registry: Registry[T], name: str) -> T:
@@ -189,6 +187,11 @@ def _read(
         f"no lesion in the mask of {files.where(case.image)}"
         for case in cases
         if case.lesion_fraction == 0 and case.category != "normal"
+    ]
+    remarks += [
+        f"the lesion of {files.where(case.image)} is too small for --size: its label map is empty"
+        for case in cases
+        if case.lost
     ]
     remarks += [f"left out: {problem.text}" for problem in problems]
     return cases, remarks + reading.remarks
