@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from dmf_plugins.errors import DataError, DMFError
 
@@ -14,6 +14,12 @@ def lies_in(path: Path, folder: Path) -> bool:
     """Whether ``path`` is ``folder`` or below it, by any link; unlike ``resolve``, a loop of links is
     no error."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def is_litter(name: str) -> bool:
+    """Whether an operating system left the file of this relative path, as macOS does ``._a.png``."""
+    path = PurePosixPath(name)
+    return path.name.startswith(".") or path.parts[0] == "__MACOSX" or path.name == "Thumbs.db"
 
 
 def regular(path: Path) -> Path:

@@ -661,6 +661,8 @@ def test_filter_one_file_and_its_errors(phantoms, tmp_path):
     with pytest.raises(DataError, match="no images"):
         filter_images(tmp_path / "in", tmp_path / "out")
     shutil.copy(source, tmp_path / "in/a.png")
+    (tmp_path / "in/._a.png").write_bytes(b"junk")  # macOS leaves it
+    assert filter_images(tmp_path / "in", tmp_path / "copy") == [tmp_path / "copy/a.png"]
     (tmp_path / "in/b.png").write_bytes(b"junk")
     with pytest.raises(DataError, match=r"b\.png is not a readable image"):
         filter_images(tmp_path / "in", tmp_path / "out")

@@ -331,6 +331,14 @@ def test_every_fault_names_its_file(folders, tmp_path):
         evaluate_folders(tmp_path / "empty", truth, LESION)
 
 
+def test_what_macos_leaves_beside_a_file_is_passed_over(folders):
+    pred, truth = folders
+    for folder in folders:
+        (folder / "._case_0.png").write_bytes(b"\0\5\26\7")
+    found = evaluate_folders(pred, truth, {"a": 1, "b": 2}, workers=1)
+    assert set(found.per_image["image"]) == {f"case_{i}.png" for i in range(8)}
+
+
 def test_palette_images_hold_labels_not_colours(tmp_path):
     labels = disc(20, 10, 10, 5)
     picture = Image.fromarray(labels)

@@ -265,6 +265,16 @@ def zipped(root: Path, path: Path, prefix: str = "") -> Path:
     return path
 
 
+def test_a_zip_with_backslashes_in_its_names(busi, tmp_path):
+    archive = tmp_path / "windows.zip"
+    with zipfile.ZipFile(archive, "w") as stream:
+        stream.writestr("benign\\", b"")
+        for file in sorted(busi.rglob("*.png")):
+            stream.writestr("\\".join(file.relative_to(busi).parts), file.read_bytes())
+    result = convert_dataset("busi", archive, "mmseg", output=tmp_path / "out")
+    assert len(result.cases) == 16
+
+
 def test_zip_slip_writes_nothing_outside(busi, tmp_path):
     archive = zipped(busi, tmp_path / "slip.zip", prefix="../../../")
     before = set(tmp_path.rglob("*"))

@@ -15,7 +15,7 @@ from dmf_plugins.data.images import (
     prepare_image,
 )
 from dmf_plugins.errors import DataError, UsageError
-from dmf_plugins.paths import lies_in, read
+from dmf_plugins.paths import is_litter, lies_in, read
 from dmf_plugins.progress import track
 
 
@@ -69,7 +69,8 @@ def _names(source: Path, nnunet: bool) -> dict[str, Path]:
     if not source.is_dir():
         raise UsageError(f"{source} does not exist; give an image or a folder of images")
     names: dict[str, Path] = {}
-    for path in sorted(p for p in source.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES):
+    images = [p for p in source.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+    for path in sorted(p for p in images if not is_litter(p.name)):
         name = _name(path, nnunet)
         if name in names:
             raise UsageError(f"two images of {source} would both become {name}; rename one")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from dmf_plugins.errors import DataError, UsageError
-from dmf_plugins.paths import read
+from dmf_plugins.paths import is_litter, read
 
 MAX_FILE_BYTES = 256 * 1024**2  # a larger member is no ultrasound image but a zip bomb
 
@@ -42,10 +42,13 @@ class Source:
                     f"{self.path} is not a readable zip ({error}); download it again, or give the "
                     "extracted folder"
                 ) from error
-            names = [info.filename for info in self._zip.infolist() if not info.is_dir()]
+            # some programs of Windows write backslashes, which the format does not allow
+            members = [(name.replace("\\", "/"), name) for name in self._zip.namelist()]
+            self._members = dict(members)
+            names = [name for name, _ in members if not name.endswith("/")]
         else:
             raise UsageError(f"{self.path} does not exist; give the downloaded folder or zip")
-        self.names = sorted(name for name in names if not _is_litter(name))
+        self.names = sorted(name for name in names if not is_litter(name))
 
     def where(self, name: str) -> str:
         """Full name of a file for messages."""
@@ -56,6 +59,7 @@ class Source:
         if self._zip is None:
             return read(self.path / name)
         try:
+            name = self._members[name]
             if self._zip.getinfo(name).file_size > MAX_FILE_BYTES:
                 raise DataError(f"{self.where(name)} unpacks to over {MAX_FILE_BYTES >> 20} MiB")
             return self._zip.read(name)
@@ -82,8 +86,3 @@ class Source:
 
 def _raise(error: OSError) -> None:
     raise DataError(f"cannot list {error.filename}: {error.strerror}") from error
-
-
-def _is_litter(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.name.startswith(".") or path.parts[0] == "__MACOSX" or path.name == "Thumbs.db"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dmf_plugins.errors import DataError, UsageError, needs
-from dmf_plugins.paths import regular
+from dmf_plugins.paths import is_litter, regular
 
 PICTURES = {".png", ".bmp", ".tif", ".tiff", ".gif"}
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
@@ -49,13 +49,14 @@ def find_label_maps(folder: Path) -> dict[str, Path]:
         raise UsageError(f"{folder} is not a folder; give a folder of label maps")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in PICTURES or path.name.lower().endswith(VOLUMES):
+        known = path.suffix.lower() in PICTURES or path.name.lower().endswith(VOLUMES)
+        if known and not is_litter(path.name):
             if stem(path) in found:
                 raise DataError(f"{path} and {found[stem(path)]} share a name; remove one")
             found[stem(path)] = regular(path)
     if not found:
-        known = ", ".join([*sorted(PICTURES), *VOLUMES])
-        raise DataError(f"no label maps ({known}) in {folder}")
+        suffixes = ", ".join([*sorted(PICTURES), *VOLUMES])
+        raise DataError(f"no label maps ({suffixes}) in {folder}")
     return found
 
 
