@@ -527,6 +527,58 @@ def test_reset_forgets_everything():
     )
 
 
+def reset(fusion, other):
+    fusion.reset()
+
+
+def load(fusion, other):
+    fusion.load_state_dict_dmf(other.state_dict_dmf())
+
+
+def load_as_a_module(fusion, other):
+    fusion.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize("replace", [reset, load, load_as_a_module])
+def test_another_memory_ends_the_step_and_changes_nothing_that_is_held(replace):
+    options = dict(weighting="bayesian", memory_size=5, min_history=2, persistent=True)
+    fusion, other = DynamicMemoryFusion(3, **options), DynamicMemoryFusion(3, **options)
+    feed(fusion, decreasing(4))
+    feed(other, decreasing(9, seed=1))
+    _, held, _ = fusion.fuse(torch.rand(3))
+    before = held.clone()
+    replace(fusion, other)
+    assert torch.equal(held, before)
+    step = fusion.step
+    with pytest.raises(RuntimeError, match="no call has begun"):  # it would bring the memory back
+        fusion(torch.rand(3), amend=True)
+    assert fusion.step == step
+    fusion(torch.rand(3))
+    fusion(torch.rand(3), amend=True)
+    assert fusion.step == step + 1
+
+
+def test_a_state_loaded_in_inference_mode_trains_on():
+    fusion = DynamicMemoryFusion(2)
+    with torch.inference_mode():
+        load(fusion, DynamicMemoryFusion(2))
+    values = torch.rand(2, requires_grad=True)
+    fusion(values).backward()
+    assert values.grad is not None
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("convert", [torch.nn.Module.double, torch.nn.Module.half])
+def test_a_network_in_another_precision_leaves_the_memory_in_its_own(rule, convert):
+    options = dict(weighting=rule, memory_size=5, min_history=2)
+    plain, converted = DynamicMemoryFusion(3, **options), DynamicMemoryFusion(3, **options)
+    convert(torch.nn.Sequential(converted))
+    history = decreasing(8)
+    assert torch.equal(feed(converted, history), feed(plain, history))
+    load(plain, converted)
+    assert converted.to("meta").weights.device.type == "meta"
+
+
 def test_losses_may_be_named_in_any_order():
     fusion = DynamicMemoryFusion(("ce", "dice"), weighting="fixed", initial_weights=[1, 3])
     total = fusion({"dice": torch.tensor(4.0), "ce": torch.tensor(8.0)})

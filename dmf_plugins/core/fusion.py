@@ -138,10 +138,32 @@ class DynamicMemoryFusion(nn.Module):
         """Forget everything: empty memory, initial weights, step 0."""
         self._put([value for _, _, value in self._initial()])
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _put(self, values: Sequence[Tensor]) -> None:
+        """Take other values; no call that came before can be continued (``amend``)."""
         for (owner, name, _), value in zip(self._initial(), values, strict=True):
-            getattr(owner, name).copy_(value)
+            old = getattr(owner, name)
+            if isinstance(old, nn.Parameter):  # the optimizer holds it
+                old.copy_(value)
+            else:
+                setattr(owner, name, value.detach().to(old, copy=True))
+        self._before, self._calls = [], []
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        self._put(
+            [getattr(owner, name) for owner, name, _ in self._initial()]
+        )  # torch copies in place
+        super()._load_from_state_dict(*arguments, **options)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DynamicMemoryFusion:
+        """To another device, not to another precision: a memory in half would lose what it is for."""
+
+        def kept(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            return new if new.dtype == tensor.dtype else tensor.to(new.device)
+
+        return super()._apply(kept, recurse)
 
     def forward(
         self,
