@@ -26,7 +26,9 @@ def evaluate(
     ] = None,
     output: Annotated[
         Optional[Path],
-        typer.Option("--output", "-o", parser=path, help="Folder of the report; needed."),
+        typer.Option(
+            "--output", "-o", parser=path, help="Folder of the report; default none, it is printed."
+        ),
     ] = None,
     ignore_index: Annotated[
         Optional[int], typer.Option(help="Label whose pixels do not count.")
