@@ -20,7 +20,7 @@ Status = Literal["ok", "warning", "error", "skipped"]
 NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 BUILD_MMCV = (
     "pip install 'setuptools<81' wheel ninja psutil && pip uninstall -y mmcv mmcv-lite && "
-    "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir 'mmcv==2.1.0'"
+    "MMCV_WITH_OPS=1 CFLAGS='-g0 -O3' pip install --no-build-isolation --no-cache-dir 'mmcv==2.1.0'"
 )
 # nnU-Net looks for trainers in its own package alone before 2.8
 COPY_TRAINERS = (
@@ -53,10 +53,12 @@ def is_broken(findings: list[Finding]) -> bool:
     return any(finding.status == "error" for finding in findings)
 
 
-def _ask(python: Interpreter, check: str, code: str, fix: str, failure: str = "") -> str | Finding:
-    """Last line that ``code`` prints, or what to say of its failure."""
+def _ask(
+    python: Interpreter, check: str, code: str, fix: str, failure: str = "", found: str = "{}"
+) -> Finding:
+    """What the last line that ``code`` prints says, put into ``found``, or its failure."""
     try:
-        return python.run(code).splitlines()[-1]
+        return Finding(check, "ok", found.format(python.run(code).splitlines()[-1]))
     except ProbeError as error:
         return Finding(check, "error", f"{failure}{error}", fix)
 
@@ -71,8 +73,7 @@ def _torch(python: Interpreter) -> Iterator[Finding]:
         yield Finding("torch", "error", "not installed", "pip install torch")
         return
     code = "import torch; print(torch.__version__)"
-    answer = _ask(python, "torch", code, "pip install --force-reinstall torch")
-    yield answer if isinstance(answer, Finding) else Finding("torch", "ok", answer)
+    yield _ask(python, "torch", code, "pip install --force-reinstall torch")
 
 
 def _torchvision(python: Interpreter) -> Iterator[Finding]:
@@ -83,8 +84,7 @@ def _torchvision(python: Interpreter) -> Iterator[Finding]:
     code = "import torchvision; print(torchvision.__version__)"
     fix = "pip install --force-reinstall torch torchvision  # both from one place, both CPU or CUDA"
     failure = f"does not fit the installed torch {installed('torch')}: "
-    answer = _ask(python, "torchvision", code, fix, failure)
-    yield answer if isinstance(answer, Finding) else Finding("torchvision", "ok", answer)
+    yield _ask(python, "torchvision", code, fix, failure)
 
 
 def _gpu(python: Interpreter) -> Iterator[Finding]:
@@ -121,19 +121,12 @@ def _nnunet(python: Interpreter) -> Iterator[Finding]:
     if Version(found) < Version("2.6"):
         yield Finding("nnU-Net", "error", f"{found} is too old", "pip install -U nnunetv2")
         return
-    answer = _ask(
-        python,
-        "nnU-Net",
-        "import nnunetv2; print('imported')",
-        "pip install -U nnunetv2",
-        f"{found}: ",
-    )
-    if isinstance(answer, Finding):
-        yield answer
-        return
-    yield Finding("nnU-Net", "ok", found)
-    yield from _nnunet_folders()
-    yield from _nnunet_trainers(python, knows_variable=Version(found) >= Version("2.8"))
+    code = f"import nnunetv2; print('{found}')"
+    answer = _ask(python, "nnU-Net", code, "pip install -U nnunetv2", f"{found}: ")
+    yield answer
+    if answer.status == "ok":
+        yield from _nnunet_folders()
+        yield from _nnunet_trainers(python, knows_variable=Version(found) >= Version("2.8"))
 
 
 def _nnunet_folders() -> Iterator[Finding]:
@@ -176,11 +169,8 @@ def _nnunet_trainers(python: Interpreter, knows_variable: bool) -> Iterator[Find
         "assert found, 'no module there has it'\n"
         "print(found.__module__)"
     )
-    answer = _ask(python, name, code, fix, "nnU-Net does not find nnUNetTrainerDMF: ")
-    if isinstance(answer, Finding):
-        yield answer
-    else:
-        yield Finding(name, "ok", f"nnUNetTrainerDMF found ({answer})")
+    failure = "nnU-Net does not find nnUNetTrainerDMF: "
+    yield _ask(python, name, code, fix, failure, "nnUNetTrainerDMF found ({})")
 
 
 def _mmseg(python: Interpreter) -> Iterator[Finding]:
@@ -210,12 +200,11 @@ def _mmseg(python: Interpreter) -> Iterator[Finding]:
         "assert not lost, f'not registered: {lost}'\n"
         "print(mmseg.__version__)"
     )
-    answer = _ask(python, "MMSegmentation", code, "pip install -U 'dmf-plugins[mmseg]'")
-    if isinstance(answer, Finding):
-        yield answer
-        return
-    detail = f"{answer}; DMFLoss, DMFHook and the others are registered"
-    yield Finding("MMSegmentation", "ok", detail)
+    fix, detail = (
+        "pip install -U 'dmf-plugins[mmseg]'",
+        "{}; DMFLoss, DMFHook and the others are registered",
+    )
+    yield _ask(python, "MMSegmentation", code, fix, found=detail)
 
 
 def _mmcv(python: Interpreter) -> Iterator[Finding]:
@@ -225,10 +214,11 @@ def _mmcv(python: Interpreter) -> Iterator[Finding]:
     if not importlib.util.find_spec("mmcv"):
         yield Finding("mmcv", "error", "not installed", BUILD_MMCV)
         return
-    found = _ask(python, "mmcv", "import mmcv; print(mmcv.__version__)", BUILD_MMCV)
-    if isinstance(found, Finding):
-        yield found
+    answer = _ask(python, "mmcv", "import mmcv; print(mmcv.__version__)", BUILD_MMCV)
+    if answer.status != "ok":
+        yield answer
         return
+    found = answer.detail
     if installed("mmsegmentation") and Version(found) >= Version("2.2.0"):
         detail = f"{found} is refused by mmsegmentation {installed('mmsegmentation')}"
         yield Finding("mmcv", "error", detail, BUILD_MMCV)
