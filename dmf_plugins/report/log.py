@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
+from dmf_plugins.errors import DataError
 
 LOG_NAME = "dmf_log.csv"
 
@@ -40,19 +44,23 @@ class DMFLog:
     def truncate(self, before: int, column: Literal["epoch", "step"] = "epoch") -> None:
         """Keep only rows whose ``column`` is less than ``before``: a resumed training continues there.
 
-        A last line cut short by a crash is dropped. A file with other columns is kept aside as
-        ``dmf_log.old.csv``.
+        A last line cut short by a crash is dropped. A file that is no such log is kept aside as
+        ``dmf_log.old.csv``, unless it is empty.
         """
         self.steps = 0
-        if not self.path.exists():
+        if not self.path.exists() or self.path.stat().st_size == 0:  # the disk was full
+            self.path.unlink(missing_ok=True)
             return
-        table = pd.read_csv(self.path, on_bad_lines="skip", dtype=str, keep_default_na=False)
+        try:
+            table = pd.read_csv(
+                _lines(self.path), on_bad_lines="skip", dtype=str, keep_default_na=False
+            )
+        except ValueError:  # no table at all
+            table = pd.DataFrame()
         if list(table.columns) != self.columns:
             os.replace(self.path, self.path.with_suffix(".old.csv"))
             return
-        complete = table["total"] != ""
-        earlier = pd.to_numeric(table[column], errors="coerce") < before
-        table = table[complete & earlier]
+        table = table[pd.to_numeric(table[column], errors="coerce") < before]
         partial = self.path.with_suffix(".partial")
         table.to_csv(partial, index=False)
         os.replace(partial, self.path)
@@ -74,9 +82,28 @@ class DMFLog:
         self.steps += len(rows)
 
 
+class LogError(DataError, ValueError):
+    """A file is no log, or one of a training that has recorded no step."""
+
+
+def _lines(path: str | os.PathLike[str]) -> io.BytesIO:
+    """The file without a last line that a crash, or a writer at work, cut short."""
+    content = Path(path).read_bytes()
+    return io.BytesIO(content[: content.rfind(b"\n") + 1])
+
+
 def read_log(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """The log as a table; raises ``FileNotFoundError`` or ``ValueError`` naming the file."""
-    table = pd.read_csv(path)
-    if "gamma" not in table.columns or "epoch" not in table.columns:
-        raise ValueError(f"{path} is not a {LOG_NAME}: it lacks the columns 'epoch' and 'gamma'")
+    """The log as a table; raises ``FileNotFoundError`` or :class:`LogError` naming the file."""
+    try:
+        table = pd.read_csv(_lines(path))
+    except ValueError as error:
+        raise LogError(f"{path} is not a {LOG_NAME}: {error}") from error
+    names = [c.removeprefix("value_") for c in table.columns if c.startswith("value_")]
+    needed = DMFLog(path, names or ["NAME"]).columns
+    if missing := [column for column in needed if column not in table.columns]:
+        raise LogError(f"{path} is not a {LOG_NAME}: it lacks the columns {', '.join(missing)}")
+    if table.empty:
+        raise LogError(f"{path} holds no step yet")
+    if words := [column for column in needed if not is_numeric_dtype(table[column])]:
+        raise LogError(f"{path} is damaged: {', '.join(words)} hold something else than numbers")
     return table
