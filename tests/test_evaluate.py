@@ -81,7 +81,8 @@ def test_distances_by_hand():
     assert surface_distances(square, square) == (0, 0, 1)
     moved = np.roll(square, 7, axis=1)
     assert surface_distances(square, moved).hd95 == pytest.approx(7)
-    assert surface_distances(square, moved, (2.0, 3.0)).hd95 == pytest.approx(21)
+    for spacing in ((2.0, 3.0), np.array([2.0, 3.0])):
+        assert surface_distances(square, moved, spacing).hd95 == pytest.approx(21)
     empty = 0 * square
     assert np.isnan(surface_distances(square, empty)[:2]).all()
     assert surface_distances(square, empty).surface_dice == 0
@@ -432,6 +433,8 @@ def test_comparisons_that_cannot_be_made_are_refused(tmp_path):
     assert compare_runs([paths[0], write_copy(paths[0], tmp_path / "same")])["p"][0] == 1
     with pytest.raises(UsageError, match="two different runs"):
         compare_runs(paths[:1])
+    with pytest.raises(UsageError, match="two different runs"):
+        compare_runs([paths[0], f"{paths[0]}/"])
     with pytest.raises(UsageError, match="score must be"):
         compare_runs(paths, "speed")
     with pytest.raises(DataError, match="dmf evaluate"):

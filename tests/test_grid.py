@@ -137,6 +137,16 @@ def test_tables_mark_the_best_and_escape_latex():
     assert "b\\_c & \\textbf{90.50 $\\pm$ 0.71} & 5.00 $\\pm$ 0.00 \\\\" in latex
 
 
+def test_names_of_settings_do_not_break_a_table():
+    results = pd.DataFrame({"setting": ["a|b & c", r"{#1} 50% $x^2~\y$"], "dice": [80.0, 81.0]})
+    shown = best_in_bold(mean_and_std(results, ["setting"], {"dice": "Dice"}))
+    assert table_markdown(shown).splitlines()[2] == r"| a\|b & c | 80.00 |"
+    latex = table_latex(shown, "Caption")
+    assert r"a|b \& c & 80.00 \\" in latex
+    special = r"\{\#1\} 50\% \$x\textasciicircum{}2\textasciitilde{}\textbackslash{}y\$"
+    assert special + r" & \textbf{81.00} \\" in latex
+
+
 @pytest.fixture(scope="module")
 def grid(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small grid that was killed in its second cell, moved, and then continued."""

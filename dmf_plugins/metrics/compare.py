@@ -48,7 +48,7 @@ def compare_runs(
     """
     if score not in SCORES:
         raise UsageError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
-    paths = [Path(run) for run in runs]
+    paths = list(dict.fromkeys(map(Path, runs)))
     pairs = list(combinations(paths, 2))
     if reference is not None:
         pairs = [(path, Path(reference)) for path in paths if path != Path(reference)]

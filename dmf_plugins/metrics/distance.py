@@ -54,8 +54,8 @@ def surface_distances(
     if not p.any() or not t.any():
         nan = float("nan")
         return SurfaceDistances(nan, nan, 0.0 if p.any() or t.any() else nan)
-    spacing = tuple(spacing or [1.0] * p.ndim)
-    found = surface_distance.compute_surface_distances(t, p, spacing)
+    sides = (1.0,) * p.ndim if spacing is None else tuple(spacing)
+    found = surface_distance.compute_surface_distances(t, p, sides)
     forth, back = found["distances_gt_to_pred"], found["distances_pred_to_gt"]
     sizes = found["surfel_areas_gt"], found["surfel_areas_pred"]
     hd95 = surface_distance.compute_robust_hausdorff(found, 95)

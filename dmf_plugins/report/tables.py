@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
 _HEADS = {"auxiliary": "Auxiliary loss", "weighting": "Weighting", "setting": "Setting"}
+_LATEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+    | {"±": "$\\pm$"}
+)
 
 
 def mean_and_std(
@@ -42,8 +47,8 @@ def best_in_bold(table: pd.DataFrame, smaller_is_better: Sequence[str] = ()) -> 
 def table_markdown(table: pd.DataFrame) -> str:
     """The table of :func:`best_in_bold` in Markdown."""
     flat = table.reset_index().rename(columns=_HEADS)
-    lines = [f"| {' | '.join(map(str, flat.columns))} |", "|---" * len(flat.columns) + "|"]
-    lines += [f"| {' | '.join(map(str, row))} |" for row in flat.itertuples(index=False)]
+    lines = [_row(flat.columns), "|---" * len(flat.columns) + "|"]
+    lines += map(_row, flat.itertuples(index=False))
     return "\n".join(lines) + "\n"
 
 
@@ -65,6 +70,11 @@ def table_latex(table: pd.DataFrame, caption: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _row(cells: Iterable[object]) -> str:
+    texts = [str(cell).replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(texts)} |"
+
+
 def _bold(text: str, yes: bool) -> str:
     return f"**{text}**" if yes else text
 
@@ -72,5 +82,5 @@ def _bold(text: str, yes: bool) -> str:
 def _escape(cell: object) -> str:
     text = str(cell)
     bold = text.startswith("**")
-    text = text.strip("*").replace("_", "\\_").replace("%", "\\%").replace("±", "$\\pm$")
+    text = text.strip("*").translate(_LATEX)
     return f"\\textbf{{{text}}}" if bold else text
