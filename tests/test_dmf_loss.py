@@ -9,7 +9,7 @@ from torch import nn
 from dmf_plugins import LOSSES, WEIGHTINGS, DMFConfig, DMFLoss
 from dmf_plugins.core import SettingsDiffer
 from dmf_plugins.core.weighting.softadapt import SoftAdapt
-from dmf_plugins.losses import DiceLoss
+from dmf_plugins.losses import DiceLoss, SegmentationLoss
 
 from .support.samples import batch
 
@@ -220,6 +220,34 @@ def test_other_settings_of_the_terms_are_refused_by_name(setting):
     with pytest.raises(SettingsDiffer, match="in the saved run"):
         loss.load_state_dict_dmf(saved.state_dict_dmf())
     loss.load_state_dict_dmf(saved.state_dict_dmf(), resume="new")
+
+
+class Counting(SegmentationLoss):
+    """What a user's own term may hold beside its options."""
+
+    def __init__(self, power=1.0, **shared):
+        super().__init__(**shared)
+        self.exponent = power
+        self.shape = lambda pixels: pixels**self.exponent
+        self.calls = 0
+
+    def compute(self, statistics):
+        self.calls += 1
+        self.seen = statistics.loglik.shape
+        return self.shape(-statistics.loglik).mean()
+
+
+def test_what_a_term_holds_beside_its_options_does_not_stand_in_the_way():
+    def trained(steps, **options):
+        loss = DMFLoss(losses=["ce", Counting(**options)], auxiliary=Counting())
+        for _ in range(steps):
+            loss(torch.randn(2, 2, 4, 4), torch.randint(0, 2, (2, 4, 4)))
+        return loss
+
+    saved = trained(3).state_dict_dmf()
+    trained(1).load_state_dict_dmf(saved)
+    with pytest.raises(SettingsDiffer, match=r"exponent=1\.0 in the saved run, 2\.0 now"):
+        trained(1, power=2.0).load_state_dict_dmf(saved)
 
 
 def sum_of_squares(logits, target):

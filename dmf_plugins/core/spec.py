@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -62,11 +63,13 @@ def flatten(name: str, spec: Spec, options: Mapping[str, Any]) -> dict[str, Any]
 
 
 def plain(value: Any) -> Any:
-    """Lists of numbers for tuples, numbers of other kinds and tensors."""
+    """Lists of numbers for tuples, numbers of other kinds and tensors; text for anything else."""
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    return value if isinstance(value, (bool, int, float, str)) or value is None else str(value)
+    if isinstance(value, (bool, int, float, str)) or value is None:
+        return value
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))  # another address in every process

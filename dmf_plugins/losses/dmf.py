@@ -116,6 +116,9 @@ class DMFLoss(nn.Module):
         if config.auxiliary is not None:
             self.auxiliary = build_term(config.auxiliary, overlap)[1]
         self.fusion = DynamicMemoryFusion(names, config=config, persistent=persistent)
+        modules = [*self.losses, self.auxiliary]
+        # as built: what a term counts later is no setting
+        self._options = [dict(getattr(module, "settings", {})) for module in modules]
         self.last: dict[str, Tensor] = {}
         self._step_calls: list[tuple[Tensor, Tensor]] = []
 
@@ -226,17 +229,14 @@ class DMFLoss(nn.Module):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every setting that changes the objective, flat, with plain values."""
+        """Every setting that changes the objective, flat, with plain values; of the terms as built."""
         config = self.fusion.config
         specs = {f"losses.{i}": spec for i, spec in enumerate(config.losses)}
-        terms = dict(zip(specs, self.losses, strict=True))
-        if self.auxiliary is not None:
-            specs["auxiliary"] = config.auxiliary  # type: ignore[assignment]
-            terms["auxiliary"] = self.auxiliary
+        if config.auxiliary is not None:
+            specs["auxiliary"] = config.auxiliary
         found: dict[str, Any] = {"auxiliary": None, **{key: getattr(self, key) for key in SHARED}}
-        for key, spec in specs.items():
-            options = getattr(terms[key], "settings", {})
-            options = {name: value for name, value in options.items() if name not in SHARED}
+        for (key, spec), held in zip(specs.items(), self._options, strict=False):
+            options = {name: value for name, value in held.items() if name not in SHARED}
             if callable(spec):
                 found |= {key: name_of(spec)} | {f"{key}.{k}": plain(v) for k, v in options.items()}
             else:
