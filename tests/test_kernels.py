@@ -133,7 +133,11 @@ def test_a_second_derivative_is_refused_rather_than_wrong():
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-def test_garbage_under_ignored_pixels_does_not_spread(classes):
+@pytest.mark.parametrize("plain", [False, True])
+def test_garbage_under_ignored_pixels_does_not_spread(classes, plain, monkeypatch):
+    if plain:  # as where it is compiled
+        monkeypatch.setattr("dmf_plugins.losses.statistics.sigmoid_counts", kernels.plain_sigmoid)
+        monkeypatch.setattr("dmf_plugins.losses.statistics.softmax_counts", kernels.plain_softmax)
     logits = torch.randn(2, classes, 6, 6)
     target = torch.randint(0, classes, (2, 6, 6))
     target[:, 0] = 255

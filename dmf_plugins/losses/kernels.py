@@ -85,6 +85,8 @@ def plain_sigmoid(
     if pair:
         logits = logits[:, 1:] - logits[:, :1]
     margin = torch.where(truth > 0, logits, -logits)
+    if ignored is not None:  # or NaN would reach the gradient through a factor of zero
+        margin = torch.where(ignored, 0.0, margin)
     loglik, wrong = functional.logsigmoid(margin), (-margin).sigmoid()
     if ignored is not None:
         loglik, wrong = torch.where(ignored, 0.0, loglik), torch.where(ignored, 0.0, wrong)
