@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
+from dmf_plugins.bilateral import BilateralParameters
 from dmf_plugins.cli import app
 from dmf_plugins.data import bilateral_filter, convert_dataset, filter_images, split_cases
 from dmf_plugins.data.duplicates import Fingerprint, group_duplicates
@@ -31,7 +32,7 @@ from dmf_plugins.data.phantom import generate_phantoms, phantom
 from dmf_plugins.errors import DataError, UsageError
 
 from .conftest import shared
-from .support.commands import run
+from .support.commands import dmf, run
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -641,12 +642,47 @@ def test_litter_in_the_zip_is_passed_over(phantoms, tmp_path):
 def test_filtering_for_inference_is_what_the_converter_did(phantoms, tmp_path):
     result = convert(phantoms, tmp_path)
     written = filter_images(phantoms / "benign", tmp_path / "new", nnunet=True)
-    assert len(written) == len(list((phantoms / "benign").iterdir()))
+    assert len(written) == 14
     for row in manifest(result.target)[:5]:
         where = "imagesTs" if row["split"] == "test" else "imagesTr"
         converted = result.target / where / f"{row['case']}_0000.png"
         filtered = tmp_path / "new" / f"{Path(row['image']).stem}_0000.png"
         assert converted.read_bytes() == filtered.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"size": (40, 48)},
+        {"bilateral": BilateralParameters(5, 30.5), "size": (32, 32)},
+        {"bilateral": None},
+    ],
+)
+@pytest.mark.parametrize("to", ["nnunet", "mmseg"])
+def test_the_data_set_records_how_to_filter_new_images(to, options, phantoms, tmp_path):
+    number = 501 if to == "nnunet" else None
+    result = convert_dataset("busi", phantoms, to, dataset_id=number, output=tmp_path, **options)
+    command = json.loads((result.target / "dataset.json").read_text())["new_images"]
+    assert command == result.new_images
+    places = {"IN": phantoms / "benign", "OUT": tmp_path / "new"}
+    done = dmf(*(places.get(word, word) for word in command.split()[1:]))
+    assert done.returncode == 0, done.stderr
+    ending = "_0000.png" if to == "nnunet" else ".png"
+    for row in manifest(result.target)[:5]:
+        (converted,) = result.target.glob(f"im*/**/{row['case']}{ending}")
+        filtered = tmp_path / "new" / f"{Path(row['image']).stem}{ending}"
+        assert converted.read_bytes() == filtered.read_bytes()
+
+
+def test_masks_beside_their_images_are_left_out_and_told(copy, tmp_path):
+    folder = copy / "benign"
+    (folder / "benign (1).png").rename(tmp_path / "benign (1).png")  # its mask may be an image
+    result = dmf("filter", folder, "--output", tmp_path / "out")
+    assert "left out 15 mask(s)" in result.stdout
+    names = {p.name for p in (tmp_path / "out").glob("*.png")}
+    assert names == {f"benign ({i}).png" for i in range(2, 15)} | {"benign (1)_mask.png"}
+    assert "left out" not in dmf("filter", tmp_path, "--output", tmp_path / "one").stdout
 
 
 def test_filter_one_file_and_its_errors(phantoms, tmp_path):

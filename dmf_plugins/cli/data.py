@@ -28,6 +28,7 @@ class Labels(str, Enum):
     benign_malignant = "benign-malignant"
 
 
+Bilateral = Annotated[bool, typer.Option(help="Filter speckle, as the paper does.")]
 Diameter = Annotated[int, typer.Option(help="Bilateral filter: neighbourhood width, odd, pixels.")]
 SigmaColor = Annotated[float, typer.Option(help="Bilateral filter: sigma_r, grey levels.")]
 SigmaSpace = Annotated[float, typer.Option(help="Bilateral filter: sigma_s, pixels.")]
@@ -67,7 +68,7 @@ def convert(
     include_normal: Annotated[
         bool, typer.Option("--include-normal", help="Also take images without a lesion.")
     ] = False,
-    bilateral: Annotated[bool, typer.Option(help="Filter speckle, as the paper does.")] = True,
+    bilateral: Bilateral = True,
     diameter: Diameter = BilateralParameters.diameter,
     sigma_color: SigmaColor = BilateralParameters.sigma_color,
     sigma_space: SigmaSpace = BilateralParameters.sigma_space,
@@ -110,6 +111,7 @@ def convert(
     Console().print(class_table(result.cases))
     lines = [f"note: {remark}" for remark in capped(result.remarks)]
     lines += [f"wrote {result.target}", "next:", *(f"  {step}" for step in result.next_steps)]
+    lines += ["later, before predicting on other images:", f"  {result.new_images}"]
     for line in lines:
         typer.echo(line)
 
@@ -139,6 +141,7 @@ def filter_command(
         Optional[Path],
         typer.Option("--output", "-o", parser=path, help="PNG file, or folder; needed."),
     ] = None,
+    bilateral: Bilateral = True,
     diameter: Diameter = BilateralParameters.diameter,
     sigma_color: SigmaColor = BilateralParameters.sigma_color,
     sigma_space: SigmaSpace = BilateralParameters.sigma_space,
@@ -150,15 +153,21 @@ def filter_command(
 ) -> None:
     """Filter images the way the converter does, before predicting on them."""
     from dmf_plugins.data import filter_images
+    from dmf_plugins.data.filter import masks_beside
 
     output = one_output(output, last)
     written = filter_images(
         source,
         output,
-        bilateral=BilateralParameters(diameter, sigma_color, sigma_space),
+        bilateral=BilateralParameters(diameter, sigma_color, sigma_space) if bilateral else None,
         size=parse_size(size),
         nnunet=nnunet,
         overwrite=overwrite,
         progress=True,
     )
+    masks = masks_beside(source) if source.is_dir() else []
+    if masks:
+        typer.echo(
+            f"note: left out {len(masks)} mask(s), which lie beside their images, such as {masks[0]}"
+        )
     typer.echo(f"wrote {len(written)} image(s) to {output}")

@@ -79,12 +79,16 @@ class Reading:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """How to read and cite a data set; ``title`` names its folder."""
+    """How to read and cite a data set; ``title`` names its folder.
+
+    A writer also finds here ``new_images``, the command that treats images to predict on alike.
+    """
 
     title: str
     read: Callable[[Source], Reading]
     citation: str
     licence: str
+    new_images: str = ""
 
     def __post_init__(self) -> None:
         if not _SAFE_TITLE.fullmatch(self.title):

@@ -53,12 +53,14 @@ class Conversion:
         cases: every case with its split and group.
         remarks: things worth knowing that did not stop the conversion.
         next_steps: commands to run next.
+        new_images: command that treats images to predict on alike; ``dataset.json`` has it too.
     """
 
     target: Path
     cases: list[ConvertedCase]
     remarks: list[str] = field(default_factory=list)
     next_steps: list[str] = field(default_factory=list)
+    new_images: str = ""
 
 
 def convert_dataset(
@@ -88,7 +90,8 @@ def convert_dataset(
         DataError: the source is unreadable or inconsistent; the message names the files.
     """
     settings = ConversionOptions(**options)
-    info: DatasetInfo = _known(READERS, dataset)
+    new_images = settings.filter_command(nnunet=to == "nnunet")
+    info: DatasetInfo = replace(_known(READERS, dataset), new_images=new_images)
     writer: Writer = _known(WRITERS, to)(info, dataset_id, None if output is None else Path(output))
     writer.check(settings.overwrite)
     if lies_in(Path(source).expanduser(), writer.target):
@@ -112,7 +115,7 @@ def convert_dataset(
         write_manifest(folder / "manifest.csv", cases)
         write_preview(folder, writer, cases, settings.seed)
     remarks = _duplicate_remarks(cases) + remarks
-    return Conversion(writer.target, cases, remarks, writer.publish(labels))
+    return Conversion(writer.target, cases, remarks, writer.publish(labels), new_images)
 
 
 def prepare_case(

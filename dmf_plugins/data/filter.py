@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from dmf_plugins.atomic import building, writing
@@ -18,12 +19,14 @@ from dmf_plugins.errors import DataError, UsageError
 from dmf_plugins.paths import is_litter, lies_in, read
 from dmf_plugins.progress import track
 
+_MASK = re.compile(r"(.+)_mask(?:_\d+)?", re.IGNORECASE)
+
 
 def filter_images(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    bilateral: BilateralParameters = BilateralParameters(),
+    bilateral: BilateralParameters | None = BilateralParameters(),
     size: tuple[int, int] | None = None,
     nnunet: bool = False,
     overwrite: bool = False,
@@ -32,10 +35,10 @@ def filter_images(
     """Filter one image or every image of a folder, as the converter does, into grey PNGs.
 
     Args:
-        source: image file or folder of images (not recursive).
+        source: image file or folder of images (not recursive), whose :func:`masks_beside` are left out.
         output: file for a file (``.png``), folder for a folder, which must be absent, empty or filtered
             earlier.
-        bilateral: filter parameters.
+        bilateral: filter parameters; None for no filter.
         size: ``(width, height)`` to resize to.
         nnunet: give outputs the ``_0000`` channel suffix ``nnUNetv2_predict`` expects.
         overwrite: replace existing outputs.
@@ -64,13 +67,28 @@ def filter_images(
     return [output / name for name in names]
 
 
+def masks_beside(folder: Path) -> list[Path]:
+    """Files of ``folder`` that BUSI's naming makes the masks of an image beside them.
+
+    Such are ``a_mask.png`` and ``a_mask_1.png`` where there is an ``a.png``: nothing to predict on.
+    """
+    images = _images(folder)
+    stems = {path.stem for path in images}
+    return [p for p in images if (found := _MASK.fullmatch(p.stem)) and found[1] in stems]
+
+
+def _images(folder: Path) -> list[Path]:
+    found = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(p for p in found if not is_litter(p.name))
+
+
 def _names(source: Path, nnunet: bool) -> dict[str, Path]:
     """Name of each output -> image of the folder ``source``."""
     if not source.is_dir():
         raise UsageError(f"{source} does not exist; give an image or a folder of images")
     names: dict[str, Path] = {}
-    images = [p for p in source.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
-    for path in sorted(p for p in images if not is_litter(p.name)):
+    masks = set(masks_beside(source))
+    for path in (p for p in _images(source) if p not in masks):
         name = _name(path, nnunet)
         if name in names:
             raise UsageError(f"two images of {source} would both become {name}; rename one")
@@ -88,7 +106,7 @@ def _name(path: Path, nnunet: bool) -> str:
 
 
 def _filter(
-    path: Path, target: Path, bilateral: BilateralParameters, size: tuple[int, int] | None
+    path: Path, target: Path, bilateral: BilateralParameters | None, size: tuple[int, int] | None
 ) -> None:
     image = decode_gray(read(path), str(path))
     target.write_bytes(encode_png(prepare_image(image, bilateral, size)))

@@ -64,3 +64,19 @@ class ConversionOptions:
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"workers must be at least 1, got {self.workers}")
         check_size(self.size)
+
+    def filter_command(self, nnunet: bool) -> str:
+        """The ``dmf filter`` that treats images to predict on as these options treat the data set's."""
+        words = ["dmf filter IN --output OUT"]
+        if self.bilateral is None:
+            words.append("--no-bilateral")
+        else:
+            default = vars(BilateralParameters())
+            words += [
+                f"--{name.replace('_', '-')} {value}"
+                for name, value in vars(self.bilateral).items()
+                if value != default[name]
+            ]
+        if self.size is not None:
+            words.append(f"--size {self.size[0]}x{self.size[1]}")
+        return " ".join([*words, *(["--nnunet"] if nnunet else [])])

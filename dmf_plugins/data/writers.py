@@ -116,6 +116,7 @@ class NnUNetWriter:
             "name": self.info.title,
             "reference": self.info.citation,
             "licence": self.info.licence,
+            "new_images": self.info.new_images,
         }
         write_json(folder / "dataset.json", dataset)
         write_json(folder / "splits_final.json", five_folds(cases, seed))
@@ -183,6 +184,7 @@ class MMSegWriter:
             "reduce_zero_label": False,
             "reference": self.info.citation,
             "licence": self.info.licence,
+            "new_images": self.info.new_images,
         }
         write_json(folder / "dataset.json", content)
 
