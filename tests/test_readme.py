@@ -99,6 +99,16 @@ def test_the_mmseg_commands_run(phantoms, tmp_path):
     (tmp_path / "my_config.py").write_text(config)
     run_block(block("mmseg"), tmp_path)
     assert (tmp_path / "work" / "dmf_dynamics.png").exists()
+    (evaluate,) = re.findall(r"^dmf evaluate .*/ann_dir/test.*$", TEXT, re.MULTILINE)
+    run_block(evaluate, tmp_path)
+    assert (tmp_path / "report" / "summary.md").exists()
+
+
+def test_the_frameworks_predict_into_folders_of_their_own():
+    folders = re.findall(
+        r"^(?:nnUNetv2_predict .*-o|python .*--out) (\S+)", PAGES[ROOT / "README.md"], re.MULTILINE
+    )
+    assert len(folders) == len(set(folders)) == 2
 
 
 def test_every_dmf_command_in_the_pages_exists():
