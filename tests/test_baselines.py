@@ -178,6 +178,8 @@ def test_initial_weights_of_uncertainty_are_its_first_factors():
     [
         (dict(weighting={"type": "softadapt", "variant": "x"}), ValueError, "variant"),
         (dict(weighting={"type": "softadapt", "points": 1}), ValueError, "points"),
+        (dict(weighting="softadapt", memory_size=4, min_history=1), ValueError, "at least 5"),
+        (dict(weighting="dwa", memory_size=1, min_history=1), ValueError, "at least 2"),
         (dict(weighting={"type": "softadapt", "betta": 1}), TypeError, "did you mean 'beta'"),
         (dict(weighting={"type": "mad", "beta": 1}), TypeError, "takes none"),
         (dict(weighting={"beta": 1}), TypeError, "'type'"),

@@ -138,6 +138,15 @@ class FunctionRule(PriorRule):
         return self.function(replace(window, log_prior=self.log_prior), **self.options)
 
 
+def check_memory(config: DMFConfig, steps: int, why: str) -> None:
+    """Raise ``ValueError`` where the memory never holds the steps that a rule needs to adapt."""
+    if config.memory_size < steps:
+        raise ValueError(
+            f"memory_size must be at least {steps}, got {config.memory_size}: {why}, so the weights "
+            "would never adapt"
+        )
+
+
 WEIGHTINGS: Registry[Any] = Registry("weighting", "dmf_plugins.weightings")
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from dmf_plugins.core.weighting.base import WEIGHTINGS, Rule, Window
+from dmf_plugins.core.weighting.base import WEIGHTINGS, Rule, Window, check_memory
+
+if TYPE_CHECKING:
+    from dmf_plugins.core.config import DMFConfig
 
 _TINY = 1e-30
 
@@ -32,7 +35,7 @@ class SoftAdapt(Rule):
         points: values the slope is taken over, at least 2.
 
     Raises:
-        ValueError: ``variant`` is unknown or ``points`` too small.
+        ValueError: ``variant`` is unknown, or ``points`` too small or more than the memory holds.
     """
 
     def __init__(
@@ -51,6 +54,11 @@ class SoftAdapt(Rule):
         self.variant = variant
         self.beta = float(beta)
         self.coefficients = backward_difference(points)
+
+    def initial_state(self, config: DMFConfig) -> dict[str, Tensor]:
+        points = len(self.coefficients)
+        check_memory(config, points, f"softadapt takes the slope over points={points}")
+        return {}
 
     def forward(self, window: Window) -> Tensor:
         values = window.blocks(len(self.coefficients))
