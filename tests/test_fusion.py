@@ -508,9 +508,21 @@ def test_a_damaged_state_is_refused():
         ({"version": 99}, "version"),
         ({"weights": torch.full((2,), torch.nan)}, "NaN"),
         ({"history": None}, "lacks 'history'"),
+        ({"step": None}, "lacks 'step'"),
+        ({"step": torch.tensor(-5)}, "negative number in step"),
+        ({"history": torch.full((150, 2), torch.inf)}, "history that are not finite"),
+        ({"history": torch.tensor(1.0)}, "history of shape"),
+        ({"weights": torch.tensor([-1.0, 2.0])}, "negative number in weights"),
+        ({"weights": torch.tensor([3.0, 9.0])}, "sum to 1"),
+        ({"skipped": torch.tensor(-1)}, "negative number in skipped"),
     ]:
-        with pytest.raises(ValueError, match=message):
-            fusion.load_state_dict_dmf({**good, **damage})
+        for resume in ("same", "new"):
+            with pytest.raises(ValueError, match=message):
+                fusion.load_state_dict_dmf({**good, **damage}, resume)
+    for first in ({"version": 1, "weighting": "gone"}, {"version": 1}):
+        with pytest.raises(ValueError, match="no rule that is known here"):
+            fusion.load_state_dict_dmf({**good, **first})
+    fusion.load_state_dict_dmf(good)
     with pytest.raises(ValueError, match="not a DMF state"):
         fusion.load_state_dict_dmf([1, 2])
 

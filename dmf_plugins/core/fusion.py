@@ -96,9 +96,9 @@ class DynamicMemoryFusion(nn.Module):
         """Owner, attribute and initial value of everything that is remembered."""
         n, config = len(self.names), self.config
         mine = {
+            "_step": torch.zeros((), dtype=torch.int64),  # first: a memory is fitted by it
             "_history": torch.zeros(config.memory_size, n),
             "_weights": torch.tensor(config.initial_distribution(n), dtype=torch.float32),
-            "_step": torch.zeros((), dtype=torch.int64),
             "_skipped": torch.zeros((), dtype=torch.int64),
         }
         rules = self.rule.initial_state(config)
@@ -311,7 +311,7 @@ class DynamicMemoryFusion(nn.Module):
         Raises:
             SettingsDiffer: a setting has another value; the message names each with both.
             ValueError: the state is of another version or other terms, lacks an entry, or holds
-                values that are not finite.
+                values that no training leaves, such as a loss that is not finite.
         """
         initial = {name.lstrip("_"): value for _, name, value in self._initial()}
         tensors = unpack(state, self.names, self.settings, initial, resume)

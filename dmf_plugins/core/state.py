@@ -58,16 +58,27 @@ def unpack(
             continue
         if not isinstance(value, Tensor) or value.dtype != start.dtype:
             raise ValueError(f"the DMF state lacks {key!r} as a {start.dtype} tensor")
-        if key == "history" and resume == "new":
-            value = _fit(value, len(start), int(state["step"]))
+        if key == "history" and resume == "new" and value.ndim == start.ndim:
+            value = _fit(value, len(start), int(tensors["step"]))
         if value.shape != start.shape:
             raise ValueError(
                 f"the DMF state has {key} of shape {tuple(value.shape)}, this fusion {tuple(start.shape)}"
             )
-        if value.isnan().any():
-            raise ValueError(f"the DMF state holds NaN in {key}")
+        _check_values(key, value)
         tensors[key] = value
     return tensors
+
+
+def _check_values(key: str, value: Tensor) -> None:
+    """Raise ``ValueError`` for what no training leaves; a rule's own state may hold the log of 0."""
+    if value.isnan().any():
+        raise ValueError(f"the DMF state holds NaN in {key}")
+    if key == "history" and not value.isfinite().all():
+        raise ValueError("the DMF state holds values in history that are not finite")
+    if key in ("step", "skipped", "weights") and (value < 0).any():
+        raise ValueError(f"the DMF state holds a negative number in {key}")
+    if key == "weights" and abs(value.sum() - 1) > 1e-3:
+        raise ValueError(f"the DMF state holds weights that do not sum to 1: {value.tolist()}")
 
 
 def compare(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
@@ -86,10 +97,14 @@ def _settings_of(state: Mapping[str, Any]) -> Mapping[str, Any]:
         settings = state.get("settings")
         return settings if isinstance(settings, Mapping) else {}
     # 0.1.0 wrote the rule and, in the shape of the memory, its size
-    spec = canonical(state.get("weighting"), "weighting")
-    found = flatten("weighting", spec, rule_settings(spec))
-    if isinstance(state.get("history"), Tensor):
-        found["memory_size"] = len(state["history"])
+    try:
+        spec = canonical(state.get("weighting"), "weighting")
+        found = flatten("weighting", spec, rule_settings(spec))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the DMF state names no rule that is known here: {error}") from error
+    history = state.get("history")
+    if isinstance(history, Tensor) and history.ndim:
+        found["memory_size"] = len(history)
     return found
 
 
