@@ -39,8 +39,8 @@ def done(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path
     output = tmp_path_factory.mktemp("trials") / "trial"
     jobs = trial(workspace, *begin(output), "--jobs")
     first, second = jobs.splitlines()
-    assert first == f"dmf trial nnunet --output {output} --cell 0  # nnUNetTrainer/fold0"
-    assert second.endswith("--cell 1  # mine/fold0")
+    assert first == f"dmf trial nnunet --output {output} --cell nnUNetTrainer/fold0"
+    assert second.endswith("--cell mine/fold0")
     cell = output / "cells" / "mine" / "fold0"
     process = fork(
         *("dmf", "trial", "nnunet", "-o", output, "--cell", 1),
@@ -102,7 +102,7 @@ def test_the_page_stands_alone(done):
 
 def test_a_trial_grows_but_does_not_change(workspace, done):
     grown = trial(workspace, *begin(done), "--folds", "0,1", "--jobs")
-    assert [line.split("# ")[1] for line in grown.splitlines()] == [
+    assert [line.split("--cell ")[1] for line in grown.splitlines()] == [
         "nnUNetTrainer/fold1", "mine/fold1"
     ]  # fmt: skip
     other = trial(workspace, *begin(done), "--epochs", 9, "--jobs", code=2)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from dmf_plugins.errors import UsageError
+from dmf_plugins.trials.engine import Cell, job_commands, run_one
+from dmf_plugins.trials.plan import TrialPlan
 
 
 def rates(epochs: int, before: int, schedulers: object) -> list[float]:
@@ -71,3 +75,38 @@ def test_a_training_that_is_over_before_its_schedule_is_refused(scheduler):
     with pytest.raises(UsageError, match=rf"--epochs 20 is over before .*{scheduler['type']}"):
         rates(20, 100, [scheduler])
     assert len(rates(100, 100, [scheduler])) == 100
+
+
+def trial(output: Path, *settings: str) -> TrialPlan:
+    return TrialPlan(
+        output=output, framework="nnunet", settings={name: {} for name in settings}, seeds=[0, 1]
+    )
+
+
+def test_printed_jobs_name_their_cells_which_stay_when_a_trial_grows(tmp_path):
+    printed = [shlex.split(line) for line in job_commands(trial(tmp_path, "a", "b c"))]
+    assert printed[3] == [
+        "dmf", "trial", "nnunet", "--output", str(tmp_path), "--cell", "b c/fold1"
+    ]  # fmt: skip
+    grown = trial(tmp_path, "a", "b c", "d")
+    ran: list[str] = []
+    for *_, name in printed:
+        run_one(grown, name, lambda cell: ran.append(cell.name))
+    assert ran == ["a/fold0", "b c/fold0", "a/fold1", "b c/fold1"]
+    run_one(grown, "2", lambda cell: ran.append(cell.name))  # as commands printed earlier
+    assert ran[-1] == "d/fold0"
+
+
+def test_a_cell_that_another_process_finished_just_now_is_not_trained_again(tmp_path, monkeypatch):
+    plan = trial(tmp_path, "a")
+    lock = Cell.lock
+
+    def finish_first(cell: Cell) -> object:
+        cell.folder.mkdir(parents=True)
+        cell.finish({"by": "another"})
+        return lock(cell)
+
+    monkeypatch.setattr(Cell, "lock", finish_first)
+    ran: list[Cell] = []
+    assert run_one(plan, "a/fold0", ran.append) == "a/fold0 has finished already"
+    assert not ran

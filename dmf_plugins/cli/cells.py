@@ -11,7 +11,8 @@ import typer
 from dmf_plugins.errors import UsageError
 
 if TYPE_CHECKING:
-    from dmf_plugins.trials.engine import Cell, Cells
+    from dmf_plugins.trials.engine import Cell
+    from dmf_plugins.trials.plan import Plan
 
 Workers = Annotated[
     Optional[int],
@@ -56,7 +57,7 @@ class Wish:
 
     def fulfil(
         self,
-        plan: Cells,
+        plan: Plan,
         run: Callable[[Cell], object],
         report: Callable[[], list[str]],
         prepare: Callable[[], None] = lambda: None,
@@ -87,7 +88,7 @@ class Wish:
             typer.echo(line)
 
 
-def _submit(plan: Cells, cluster: str, parallel: int, slurm: list[str]) -> str:
+def _submit(plan: Plan, cluster: str, parallel: int, slurm: list[str]) -> str:
     from dmf_plugins.trials.cluster import submit
 
     options = dict(entry.partition("=")[::2] for entry in slurm)

@@ -68,14 +68,6 @@ class GridPlan(Plan):
         """Whether data were converted for it, without which no cell runs."""
         return any(self.data_root(seed).exists() for seed in self.seeds)
 
-    @property
-    def command(self) -> str:
-        return "grid"
-
-    @property
-    def length(self) -> int:
-        return self.epochs
-
     def data_root(self, seed: int) -> Path:
         """Converted data of one seed."""
         return self.output / "data" / f"{self.repeat}{seed}" / READERS[self.dataset].title

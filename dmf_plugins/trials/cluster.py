@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dmf_plugins.errors import DMFError, UsageError, needs
-from dmf_plugins.trials.engine import Cells, cell_command, unfinished
+from dmf_plugins.trials.engine import cell_command, unfinished
+from dmf_plugins.trials.plan import Plan
 
 CLUSTERS = ("slurm", "debug")
 MINUTES = "240"  # of a job, unless the user says otherwise; submitit's own 5 finish nothing
@@ -35,7 +36,7 @@ class Job:
         return DelayedSubmission(self)
 
 
-def submit(plan: Cells, cluster: str, parallel: int, options: Mapping[str, str]) -> list[str]:
+def submit(plan: Plan, cluster: str, parallel: int, options: Mapping[str, str]) -> list[str]:
     """Hand every cell that has not finished to a cluster; the numbers of its jobs.
 
     Args:
@@ -50,7 +51,7 @@ def submit(plan: Cells, cluster: str, parallel: int, options: Mapping[str, str])
     """
     if cluster not in CLUSTERS:
         raise UsageError(f"--cluster must be {' or '.join(CLUSTERS)}, got {cluster!r}")
-    jobs = [Job(tuple(cell_command(plan, cell)), cell.log) for _, cell in unfinished(plan)]
+    jobs = [Job(tuple(cell_command(plan, cell)), cell.log) for cell in unfinished(plan)]
     executor = _executor(plan.output / "cluster", cluster, parallel, options)
     if not jobs:
         return []

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -29,6 +29,9 @@ from rich.progress import (
 
 from dmf_plugins.data.writers import write_json
 from dmf_plugins.errors import DataError, DMFError, UsageError
+
+if TYPE_CHECKING:
+    from dmf_plugins.trials.plan import Plan
 
 RESULT = "result.json"
 FAILED = "failed.txt"
@@ -110,45 +113,27 @@ class Cell:
         os.replace(self.folder / f".{RESULT}", self.folder / RESULT)
 
 
-class Cells(Protocol):
-    """What the engine asks of a plan."""
-
-    output: Path
-
-    @property
-    def command(self) -> str:
-        """Subcommand of ``dmf`` that runs one of its cells."""
-
-    @property
-    def length(self) -> int | None:
-        """Epochs of a training, where they are known."""
-
-    def cells(self) -> list[Cell]: ...
-
-    def epoch(self, cell: Cell) -> int:
-        """Epochs a training has finished so far."""
+def unfinished(plan: Plan) -> list[Cell]:
+    """The cells still to run."""
+    return [cell for cell in plan.cells() if not cell.finished]
 
 
-def unfinished(plan: Cells) -> list[tuple[int, Cell]]:
-    """Number and cell of those still to run."""
-    return [(i, cell) for i, cell in enumerate(plan.cells()) if not cell.finished]
-
-
-def job_commands(plan: Cells) -> list[str]:
+def job_commands(plan: Plan) -> list[str]:
     """One command per cell that has not finished, for a scheduler to run anywhere."""
-    return [
-        f"dmf {plan.command} --output {shlex.quote(str(plan.output))} --cell {i}  # {cell.name}"
-        for i, cell in unfinished(plan)
-    ]
+    return [shlex.join(["dmf", *_arguments(plan, cell)]) for cell in unfinished(plan)]
 
 
-def cell_command(plan: Cells, cell: Cell) -> list[str]:
+def cell_command(plan: Plan, cell: Cell) -> list[str]:
     """What runs a cell in a process of its own."""
-    subcommand = [sys.executable, "-m", "dmf_plugins", *plan.command.split()]
-    return [*subcommand, "--output", str(plan.output), "--cell", cell.name]
+    return [sys.executable, "-m", "dmf_plugins", *_arguments(plan, cell)]
 
 
-def run_one(plan: Cells, which: str, run: Callable[[Cell], object]) -> str:
+def _arguments(plan: Plan, cell: Cell) -> list[str]:
+    # the name, since numbers change when a plan is extended
+    return [*plan.command.split(), "--output", str(plan.output), "--cell", cell.name]
+
+
+def run_one(plan: Plan, which: str, run: Callable[[Cell], object]) -> str:
     """Run a cell, given by number or name, in this process; returns a line about it.
 
     Raises:
@@ -159,9 +144,9 @@ def run_one(plan: Cells, which: str, run: Callable[[Cell], object]) -> str:
     if which not in names:
         raise UsageError(f"--cell must be 0..{len(cells) - 1} or a name such as {cells[0].name}")
     cell = names[which]
-    if cell.finished:
-        return f"{cell.name} has finished already"
     with cell.lock():
+        if cell.finished:  # asked here, since another process may have finished it a moment ago
+            return f"{cell.name} has finished already"
         cell.folder.mkdir(parents=True, exist_ok=True)
         (cell.folder / FAILED).unlink(missing_ok=True)
         try:
@@ -172,7 +157,7 @@ def run_one(plan: Cells, which: str, run: Callable[[Cell], object]) -> str:
     return f"finished {cell.name}"
 
 
-def run_cells(plan: Cells, workers: int) -> None:
+def run_cells(plan: Plan, workers: int) -> None:
     """Run every cell that has not finished, ``workers`` at a time; a failed one does not stop the rest.
 
     Cores, and GPUs where there are some, are shared out among the workers. The output of each cell
@@ -181,7 +166,7 @@ def run_cells(plan: Cells, workers: int) -> None:
     Raises:
         DMFError: cells failed; the message names their logs.
     """
-    todo = [cell for _, cell in unfinished(plan)]
+    todo = unfinished(plan)
     failed: list[Cell] = []
     slots = list(range(workers))
     lock = threading.Lock()
@@ -197,7 +182,7 @@ def run_cells(plan: Cells, workers: int) -> None:
     def run(cell: Cell) -> None:
         with lock:
             slot = slots.pop()
-        task = bar.add_task(cell.name, total=plan.length)
+        task = bar.add_task(cell.name, total=plan.epochs)
         cell.log.parent.mkdir(parents=True, exist_ok=True)
         with (
             cell.log.open("ab") as stream,

@@ -25,6 +25,7 @@ class Plan:
         output: folder of the trial.
         settings: name -> what the setting consists of; the first is the one others are compared with.
         seeds: one repeat each.
+        epochs: length of a training, where it is known.
     """
 
     kind: ClassVar[str]
@@ -35,6 +36,7 @@ class Plan:
     output: Path
     settings: dict[str, dict[str, Any]]
     seeds: list[int]
+    epochs: int | None
 
     def __post_init__(self) -> None:
         """Raises:
@@ -50,6 +52,11 @@ class Plan:
     def repeat(self) -> str:
         """What its repeats are called."""
         return "seed"
+
+    @property
+    def command(self) -> str:
+        """Subcommand of ``dmf`` that runs one of its cells."""
+        return self.kind
 
     @property
     def begun(self) -> bool:
@@ -168,7 +175,3 @@ class TrialPlan(Plan):
     @property
     def repeat(self) -> str:
         return "fold" if self.framework == "nnunet" else "seed"
-
-    @property
-    def length(self) -> int | None:
-        return self.epochs
