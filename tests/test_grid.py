@@ -62,6 +62,13 @@ def test_wrong_settings_are_named(rules, auxiliaries, variants, message):
         grid_settings(rules, auxiliaries, variants)
 
 
+def test_a_size_the_unet_cannot_halve_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="size must be a multiple of 16"):
+        plan(tmp_path, size=100)
+    own = plan(tmp_path, size=100, cfg_options={"model.backbone.num_stages": 3})
+    assert own.size == 100
+
+
 def test_a_grid_can_grow_but_not_change(tmp_path):
     plan(tmp_path / "g").begin()
     plan(tmp_path / "g").data_root(0).mkdir(parents=True)

@@ -16,6 +16,8 @@ from .support.forked import fork
 from .support.mmseg import TINY
 
 pytestmark = pytest.mark.slow
+LOVASZ = {"type": "LovaszLoss", "reduction": "none"}
+MAD = {"weighting": "mad", "min_history": 2, "losses": ["ce", LOVASZ], "loss_weight": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def done(mmseg_environment: dict[str, str], tmp_path_factory: pytest.TempPathFac
     output = tmp_path_factory.mktemp("trials") / "before"
     begin = (
         *("trial", "mmseg", TINY, "--setting", "stock"),
-        *("--setting", 'mad={"weighting": "mad", "min_history": 2}'),
+        *("--setting", f"mad={json.dumps(MAD)}"),
         *("--seeds", 1, "--epochs", 3, "--output", output),
     )
     jobs = dmf(*begin, "--jobs", **mmseg_environment)

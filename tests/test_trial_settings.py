@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from dmf_plugins.errors import UsageError
+from dmf_plugins.errors import DataError, UsageError
 from dmf_plugins.trials.engine import Cell, job_commands, run_one
 from dmf_plugins.trials.plan import TrialPlan
+
+from .support.commands import dmf
 
 
 def rates(epochs: int, before: int, schedulers: object) -> list[float]:
@@ -110,3 +113,78 @@ def test_a_cell_that_another_process_finished_just_now_is_not_trained_again(tmp_
     ran: list[Cell] = []
     assert run_one(plan, "a/fold0", ran.append) == "a/fold0 has finished already"
     assert not ran
+
+
+LOVASZ = {"type": "LovaszLoss", "reduction": "none"}
+
+
+def test_a_trial_of_mmsegmentation_takes_what_its_loss_takes():
+    pytest.importorskip("mmseg.models", reason="no MMSegmentation", exc_type=ImportError)
+    from dmf_plugins.trials.mmseg import settings
+
+    own = {"mine": {"losses": ["ce", LOVASZ], "loss_weight": 0.4}}
+    found = settings(["mine", "stock"], own)
+    assert list(found.items()) == [("mine", {"dmf": own["mine"]}), ("stock", {})]
+    for name, options, message in (
+        ("stock", {"weighting": "mad"}, "cannot be called 'stock'"),
+        ("..", {}, "cannot be called '..'"),
+        ("a/b", {}, "with a slash"),
+        ("mine", ["ce"], "must be a JSON object"),
+        ("mine", {"loss_name": "x"}, "setting mine: loss_name"),
+        ("mine", {"losses": [{"type": "LovaszLoss"}]}, "setting mine: .*reduction"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            settings([name], {name: options})
+
+
+def test_a_trial_of_nnunet_refuses_weights_that_nnunet_cannot_learn():
+    from dmf_plugins.trials.nnunet import settings
+
+    assert list(settings("a,b", {"mine": {"weighting": "mad"}})) == ["a", "b", "mine"]
+    with pytest.raises(UsageError, match=r"setting mine: nnU-Net cannot learn .*'uncertainty'"):
+        settings("a", {"mine": {"weighting": "uncertainty"}})
+    with pytest.raises(UsageError, match="cannot be called 'a': taken"):
+        settings("a", {"a": {}})
+
+
+@pytest.mark.parametrize(
+    "command", [("grid", "x", "--variant"), ("trial", "nnunet", "1", "--setting")]
+)
+def test_a_setting_given_twice_is_refused(tmp_path, command):
+    *start, option = command
+    twice = (option, 'a={"weighting": "mad"}', option, 'a={"weighting": "cov"}')
+    result = dmf(*start, *twice, "--output", tmp_path / "o")
+    assert (result.returncode, f"{option} a is given twice" in result.stderr) == (2, True)
+
+
+def test_data_that_nnunet_has_not_prepared_are_named(tmp_path, monkeypatch):
+    pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
+    from dmf_plugins.trials import nnunet
+
+    for name in nnunet.FOLDERS:
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("nnUNet_extTrainer", "")
+    folder = tmp_path / "Dataset007_X"
+    (folder / "nnUNetPlans_2d").mkdir(parents=True)
+    configurations = {
+        "2d": {"data_identifier": "nnUNetPlans_2d", "architecture": {}},
+        "small": {"inherits_from": "2d"},
+        "3d_fullres": {"data_identifier": "nnUNetPlans_3d_fullres", "architecture": {}},
+    }
+    (folder / "nnUNetPlans.json").write_text(json.dumps({"configurations": configurations}))
+
+    def check(dataset: str, configuration: str) -> None:
+        plan = trial(tmp_path / "o", "a")
+        plan.settings["a"]["trainer"] = "nnUNetTrainer"
+        plan.options = {
+            "dataset": dataset, "configuration": configuration, "plans": "nnUNetPlans"
+        }  # fmt: skip
+        nnunet.check(plan)
+
+    check("7", "2d")
+    check("Dataset007_X", "small")
+    with pytest.raises(DataError, match=r"nnUNetv2_preprocess -d 7 .* -c 3d_fullres"):
+        check("7", "3d_fullres")
+    for dataset in ("", str(tmp_path), "²", "8"):
+        with pytest.raises(DataError, match="holds 0 data sets"):
+            check(dataset, "2d")

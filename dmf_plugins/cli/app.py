@@ -73,11 +73,16 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[-1])
 
 
-def parse_json(entries: list[str] | None, option: str) -> dict[str, Any]:
-    """``NAME=JSON`` entries of a repeatable option; raises ``UsageError`` on anything else."""
-    values = {}
+def parse_json(entries: list[str] | None, option: str, *, once: bool = False) -> dict[str, Any]:
+    """``NAME=JSON`` entries of a repeatable option; raises ``UsageError`` on anything else.
+
+    Of a name given twice the last value holds; ``once`` refuses it.
+    """
+    values: dict[str, Any] = {}
     for entry in entries or []:
         key, _, value = entry.partition("=")
+        if once and key in values:
+            raise UsageError(f"{option} {key} is given twice; each needs a name of its own")
         try:
             values[key] = json.loads(value)
         except ValueError as error:

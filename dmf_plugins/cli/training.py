@@ -21,7 +21,7 @@ from dmf_plugins.cli.cells import (
     Wish,
     Workers,
 )
-from dmf_plugins.errors import UsageError, needs
+from dmf_plugins.errors import needs
 
 if TYPE_CHECKING:
     from dmf_plugins.trials.engine import Cell
@@ -76,7 +76,7 @@ def grid(
         int, typer.Option(min=1, help="Repetitions; each a split and an initial network.")
     ] = 10,
     epochs: Annotated[int, typer.Option(min=1, help="Length of a training.")] = 100,
-    size: Annotated[int, typer.Option(min=16, help="Image side, pixels.")] = 128,
+    size: Annotated[int, typer.Option(min=16, help="Image side, pixels; a multiple of 16.")] = 128,
     filters: Annotated[int, typer.Option(min=1, help="Filters of the U-Net's first stage.")] = 32,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 12,
     folds: Annotated[
@@ -106,9 +106,6 @@ def grid(
     if data is None:
         plan = GridPlan.load(output)
     else:
-        variants = parse_json(variant, "--variant")
-        if not all(isinstance(v, dict) for v in variants.values()):
-            raise UsageError("--variant must be NAME={...}, a JSON object of DMFLoss options")
         plan = GridPlan(
             output=output,
             dataset=dataset,
@@ -116,7 +113,7 @@ def grid(
             settings=grid_settings(
                 [r for r in rules.split(",") if r],
                 [a for a in auxiliaries.split(",") if a],
-                variants,
+                parse_json(variant, "--variant", once=True),
             ),
             seeds=list(range(seeds * folds)),
             epochs=epochs,

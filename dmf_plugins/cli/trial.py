@@ -107,7 +107,7 @@ def trial_nnunet(
         plan = TrialPlan(
             output=output,
             framework="nnunet",
-            settings=nnunet.settings(trainers, parse_json(setting, "--setting")),
+            settings=nnunet.settings(trainers, parse_json(setting, "--setting", once=True)),
             seeds=sorted({int(part) for part in folds.split(",")}),
             epochs=epochs,
             options={
@@ -168,20 +168,20 @@ def trial_mmseg(
         plan = _begun(output, "mmseg")
     else:
         entries = setting or ["stock", "dmf={}"]
-        variants = parse_json([entry for entry in entries if entry != mmseg.STOCK], "--setting")
+        own = [entry for entry in entries if entry != mmseg.STOCK]
         names = [entry.partition("=")[0] for entry in entries]
-        plan = TrialPlan(
-            output=output,
-            framework="mmseg",
-            settings=mmseg.settings(names, variants),
-            seeds=list(range(seeds)),
-            epochs=epochs,
-            options={
-                "config": str(config.absolute()),
-                "cfg_options": parse_json(cfg_options, "--cfg-options"),
-            },
-        )
         with contextlib.redirect_stdout(sys.stderr):  # mmengine's log is no job of --jobs
+            plan = TrialPlan(
+                output=output,
+                framework="mmseg",
+                settings=mmseg.settings(names, parse_json(own, "--setting", once=True)),
+                seeds=list(range(seeds)),
+                epochs=epochs,
+                options={
+                    "config": str(config.absolute()),
+                    "cfg_options": parse_json(cfg_options, "--cfg-options"),
+                },
+            )
             mmseg.check(plan)
         plan = plan.begin()
     wish = Wish(workers, cluster, parallel, slurm, jobs, cell, report)

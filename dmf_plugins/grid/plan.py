@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 from dmf_plugins.data import convert_dataset
 from dmf_plugins.data.readers import READERS
 from dmf_plugins.errors import UsageError
-from dmf_plugins.trials.plan import Plan, check_options
+from dmf_plugins.trials.plan import Plan, check_options, own_settings
 
 BASELINE = "fixed"
+SIZE_STEP = 16  # the U-Net halves the image four times
 
 
 @dataclass(kw_only=True)
@@ -55,6 +56,10 @@ class GridPlan(Plan):
         for name in ("epochs", "size", "filters", "batch_size"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise UsageError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if self.size % SIZE_STEP and not any(key.startswith("model") for key in self.cfg_options):
+            raise UsageError(
+                f"size must be a multiple of {SIZE_STEP} for the U-Net, got {self.size}"
+            )
         if self.folds not in (1, *range(3, 21)):
             raise UsageError(f"folds must be 1 for none, or 3 to 20, got {self.folds!r}")
         super().__post_init__()
@@ -110,10 +115,6 @@ def grid_settings(
             if (rule, auxiliary) != ("fixed", "none")
         },
     }
-    for name, options in variants.items():
-        if name in settings or not name or "/" in name:
-            raise UsageError(f"a variant cannot be called {name!r}: taken, empty, or with a slash")
-        settings[name] = dict(options)
     for name, options in settings.items():
         check_options(name, options)
-    return settings
+    return settings | own_settings(variants, "--variant", settings)

@@ -6,6 +6,7 @@ import copy
 import shutil
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from mmengine.registry import HOOKS, METRICS
 from mmengine.runner import Runner
 from PIL import Image
 
-import dmf_plugins.mmseg  # noqa: F401  registers DMFLoss and DMFHook
 from dmf_plugins.errors import DataError, UsageError, describe
+from dmf_plugins.mmseg import MMSegDMFLoss  # registers DMFHook too
 from dmf_plugins.trials.digest import network_digest
 from dmf_plugins.trials.engine import Cell
-from dmf_plugins.trials.plan import EPOCH, TrialPlan, check_options
+from dmf_plugins.trials.plan import EPOCH, TrialPlan, check_options, own_settings
 from dmf_plugins.trials.score import INITIAL, finish, score
 
 STOCK = "stock"
@@ -80,17 +81,9 @@ def settings(entries: Sequence[str], variants: dict[str, Any]) -> dict[str, dict
     Raises:
         UsageError: a setting is no object, is refused, or its name cannot be a folder's.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for name in entries:
-        if name == STOCK:
-            found[name] = {}
-            continue
-        options = variants[name]
-        if not name or "/" in name or not isinstance(options, dict):
-            raise UsageError(f"--setting must be stock or NAME={{...}}, got {name!r}")
-        check_options(name, options)
-        found[name] = {"dmf": options}
-    return found
+    check = partial(check_options, loss=MMSegDMFLoss)
+    own = own_settings(variants, "--setting", (STOCK,), check)
+    return {name: {} if name == STOCK else {"dmf": own[name]} for name in entries}
 
 
 def check(plan: TrialPlan) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from dmf_plugins.demo import usable_device
 from dmf_plugins.errors import DataError, UsageError, needs
 from dmf_plugins.paths import bundled
 from dmf_plugins.trials.engine import Cell
-from dmf_plugins.trials.plan import TrialPlan, check_options
+from dmf_plugins.trials.plan import TrialPlan, check_options, own_settings
 from dmf_plugins.trials.score import finish, score
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -30,14 +31,16 @@ def settings(trainers: str, variants: dict[str, Any]) -> dict[str, dict[str, Any
     found: dict[str, dict[str, Any]] = {
         name: {"trainer": name} for name in trainers.split(",") if name
     }
-    for name, options in variants.items():
-        if not name or "/" in name or name in found:
-            raise UsageError(f"a setting cannot be called {name!r}: taken, empty, or with a slash")
-        if not isinstance(options, dict):
-            raise UsageError(f"--setting {name} must be a JSON object of DMFLoss options")
-        check_options(name, options)
-        found[name] = {"trainer": "nnUNetTrainerDMF", "dmf": options}
-    return found
+    own = own_settings(variants, "--setting", found, _check_options)
+    return found | {n: {"trainer": "nnUNetTrainerDMF", "dmf": o} for n, o in own.items()}
+
+
+def _check_options(setting: str, options: dict[str, Any]) -> None:
+    if check_options(setting, options).fusion.learned:
+        raise UsageError(
+            f"setting {setting}: nnU-Net cannot learn the weights of {options['weighting']!r}; choose "
+            "another weighting"
+        )
 
 
 def check(plan: TrialPlan) -> None:
@@ -52,6 +55,8 @@ def check(plan: TrialPlan) -> None:
             raise UsageError(f"{name} is not set; nnU-Net needs it (dmf doctor looks at all of it)")
     _find_trainers()
     with needs("nnunet,evaluate"):
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
         from dmf_plugins.nnunet.finder import find_trainer
     folder, plans, configuration = dataset_folder(plan), plan.options["plans"], _name(plan)
     path = folder / f"{plans}.json"
@@ -59,13 +64,15 @@ def check(plan: TrialPlan) -> None:
         raise DataError(
             f"{path} does not exist; run: nnUNetv2_plan_and_preprocess -d {plan.options['dataset']}"
         )
-    known = json.loads(path.read_text())["configurations"]
+    manager = PlansManager(str(path))
+    known = manager.plans["configurations"]
     if configuration not in known:
         raise UsageError(f"{path} has no configuration {configuration!r}, only {', '.join(known)}")
-    if not any(folder.glob("nnUNetPlans_*")) and not any(folder.glob(f"{plans}_*")):
+    cases = folder / manager.get_configuration(configuration).data_identifier
+    if not cases.is_dir():
         raise DataError(
-            f"{folder} holds plans and no preprocessed cases; run: nnUNetv2_preprocess -d "
-            f"{plan.options['dataset']} -c {configuration}"
+            f"{cases} does not exist; run: nnUNetv2_preprocess -d {plan.options['dataset']} "
+            f"-plans_name {plans} -c {configuration}"
         )
     splits = folder / "splits_final.json"
     folds = len(json.loads(splits.read_text())) if splits.is_file() else 5
@@ -87,11 +94,11 @@ def dataset_folder(plan: TrialPlan) -> Path:
         DataError: there is none.
     """
     root, given = Path(os.environ["nnUNet_preprocessed"]), str(plan.options["dataset"])
-    pattern = f"Dataset{int(given):03d}_*" if given.isdigit() else given
-    found = sorted(path for path in root.glob(pattern) if path.is_dir())
+    pattern = f"Dataset{int(given):03d}_*" if given.isdecimal() else given
+    found = [path for path in root.glob("*") if path.is_dir() and fnmatchcase(path.name, pattern)]
     if len(found) != 1:
         raise DataError(
-            f"{root} holds {len(found)} data sets {pattern}, one is needed; run: "
+            f"{root} holds {len(found)} data sets {pattern!r}, one is needed; run: "
             f"nnUNetv2_plan_and_preprocess -d {given}"
         )
     return found[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -135,14 +135,48 @@ class Plan:
             ) from error
 
 
-def check_options(setting: str, options: Mapping[str, Any]) -> None:
-    """Raise ``UsageError``, with the name of the setting, for options that ``DMFLoss`` refuses."""
+def check_options(
+    setting: str, options: Mapping[str, Any], loss: Callable[..., Any] | None = None
+) -> Any:
+    """The loss of a setting: ``DMFLoss``, or another that is given.
+
+    Raises:
+        UsageError: the loss refuses the options; the message names the setting.
+    """
     from dmf_plugins.losses import DMFLoss
 
     try:
-        DMFLoss(**options)
-    except (KeyError, TypeError, ValueError) as error:
+        return (loss or DMFLoss)(**options)
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"setting {setting}: {error.args[0]}") from error
+
+
+def own_settings(
+    variants: Mapping[str, Any],
+    option: str,
+    taken: Collection[str],
+    check: Callable[[str, dict[str, Any]], Any] = check_options,
+) -> dict[str, dict[str, Any]]:
+    """The settings a user has named.
+
+    Args:
+        variants: name -> options of the loss.
+        option: of the command, which gave them.
+        taken: names of the other settings.
+        check: raises ``UsageError`` for options that no training would take.
+
+    Raises:
+        UsageError: a name cannot be that of a folder or is taken, or options are refused.
+    """
+    for name, options in variants.items():
+        if not name.strip(".") or "/" in name or name in taken:
+            raise UsageError(
+                f"{option}: a setting cannot be called {name!r}: taken, empty, dots or with a slash"
+            )
+        if not isinstance(options, dict):
+            raise UsageError(f"{option} {name} must be a JSON object of DMFLoss options")
+        check(name, options)
+    return dict(variants)
 
 
 @dataclass(kw_only=True)
