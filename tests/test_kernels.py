@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmf_plugins import LOSSES, DMFLoss
@@ -151,11 +152,31 @@ def test_garbage_under_ignored_pixels_does_not_spread(classes, plain, monkeypatc
     assert (logits.grad[:, :, 0] == 0).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.float32])
-def test_labels_of_any_dtype(dtype):
+DTYPES = [torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.int32, torch.float32]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ignore_index", [None, 1])
+def test_labels_of_any_dtype(dtype, ignore_index):
     logits = torch.randn(2, 2, 6, 6)
     target = torch.randint(0, 2, (2, 6, 6))
-    torch.testing.assert_close(DMFLoss()(logits, target.to(dtype)), DMFLoss()(logits, target))
+    found, expected = (
+        DMFLoss(ignore_index=ignore_index)(logits, t) for t in (target.to(dtype), target)
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_loss_run_without_data_leaves_the_real_one_alone():
+    """As where a tool measures a model before its training."""
+
+    def run(loss):
+        return loss(torch.randn(3, 4, 7, 9), torch.randint(0, 4, (3, 7, 9)))
+
+    with FakeTensorMode():
+        assert run(DMFLoss()).shape == ()
+    assert run(DMFLoss()).isfinite()
+    with FakeTensorMode():
+        assert run(DMFLoss()).shape == ()
 
 
 @pytest.mark.parametrize(("classes", "bad"), [(2, 2), (2, -1), (3, 7)])

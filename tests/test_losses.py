@@ -306,6 +306,7 @@ def test_a_label_out_of_range_is_named():
         ((2, 3), (2,), {}, "B, C"),
         ((2, 1, 4, 4), (2, 4, 4), {"mode": "softmax"}, "at least two"),
         ((2, 3, 4, 4), (2, 4, 4), {"mode": "tanh"}, "mode must be"),
+        ((0, 3, 4, 4), (0, 4, 4), {}, "hold no pixel"),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(logits, target, options, message):

@@ -34,10 +34,10 @@ class Training:
             epoch_steps=EPOCH,
         )
 
-    def step(self, scale: float = 1.0, amend: bool = False) -> float:
+    def step(self, scale: float = 1.0) -> float:
         logits, target = torch.randn(2, 2, 8, 8), torch.randint(0, 2, (2, 8, 8))
         total = self.loss(logits * scale, target)
-        self.recorder.remember(amend)
+        self.recorder.remember()
         return total.item()
 
     def epoch(self, number: int, steps: int = EPOCH) -> pd.DataFrame:
@@ -67,14 +67,6 @@ def test_every_step_is_logged_and_returned(tmp_path):
     training.epoch(2)
     training.recorder.draw(final=True)
     assert picture.exists()
-
-
-def test_a_step_of_several_calls_is_one_row(tmp_path):
-    training = Training(tmp_path)
-    training.step()
-    totals = [training.step(), training.step(amend=True)]
-    np.testing.assert_allclose(training.recorder.flush(0)["total"].iloc[1:], totals[1:], rtol=1e-6)
-    assert len(pd.read_csv(tmp_path / "dmf_log.csv")) == 2
 
 
 def test_a_resumed_training_says_so_and_continues_the_file(tmp_path):

@@ -7,11 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+
+def traced(tensor: Tensor) -> bool:
+    """Whether operations are only written down: by the compiler, or on tensors without data."""
+    return torch.compiler.is_compiling() or isinstance(tensor, FakeTensor)
 
 
 def constant(values: Any, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Numbers (a number, or nested tuples) as a tensor of the device and dtype of ``like``."""
-    if torch.compiler.is_compiling():  # the compiler keeps constants itself
+    if traced(like):  # kept by whoever traces, and of no use outside
         return torch.tensor(values, dtype=dtype or like.dtype, device=like.device)
     return _make(values, dtype or like.dtype, like.device)
 

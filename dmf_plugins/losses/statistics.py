@@ -15,10 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dmf_plugins.core.constants import constant
+from dmf_plugins.core.constants import constant, traced
 from dmf_plugins.losses.kernels import SigmoidCounts, SoftmaxCounts, sigmoid_counts, softmax_counts
 
 Mode = Literal["auto", "softmax", "sigmoid"]
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # torch has hardly an operation for them
 
 
 class SegmentationStatistics:
@@ -45,7 +46,7 @@ class SegmentationStatistics:
         extremes: smallest and largest label, 0-d each; empty where none can be out of range.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not fit, or there is no pixel.
     """
 
     def __init__(
@@ -61,6 +62,8 @@ class SegmentationStatistics:
         self.sigmoid = resolve_mode(logits, target, mode)
         if target.ndim == logits.ndim - 1:
             target = target[:, None]
+        if target.dtype in _UNSIGNED:
+            target = target.long()
         _check_shapes(logits, target, mask, self.sigmoid)
         ignored = None if mask is None else ~mask
         if ignore_index is not None:
@@ -118,11 +121,6 @@ class SegmentationStatistics:
         return None if isinstance(self.labelled, int) else self.labelled.sum() > 0
 
     @property
-    def nll_sum(self) -> Tensor:
-        """Sum of the negative log-likelihood over labelled pixels and groups, 0-d."""
-        return -self.loglik.sum()
-
-    @property
     def true_class(self) -> Tensor:
         """Label of each pixel within its group, int64 ``[B, R, P]``; 0 where ignored."""
         return self._target.clamp_min(0).long()
@@ -162,7 +160,7 @@ def check_labels(extremes: Sequence[Tensor], classes: int) -> None:
     as indexing with the label would. A compiled graph can do neither (inductor drops the assertion),
     so whoever calls it checks what it returns.
     """
-    if torch.compiler.is_compiling() or not extremes:
+    if not extremes or traced(extremes[0]):
         return
     if extremes[0].device.type != "cpu":
         found = torch.stack(tuple(extremes))
@@ -193,6 +191,8 @@ def resolve_mode(logits: Tensor, target: Tensor, mode: Mode) -> bool:
 
 
 def _check_shapes(logits: Tensor, target: Tensor, mask: Tensor | None, sigmoid: bool) -> None:
+    if logits.numel() == 0:
+        raise ValueError(f"logits {tuple(logits.shape)} hold no pixel; leave out an empty batch")
     single = (logits.shape[0], 1, *logits.shape[2:])
     expected = tuple(logits.shape) if sigmoid else single
     if target.shape != expected:

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 from dmf_plugins.report.log import read_log
 
-DYNAMICS_NAME = "dmf_dynamics.png"
 _POINTS = 1500  # more than the picture has pixels
 
 

@@ -69,10 +69,8 @@ class Recorder:
         self._skipped = int(self.loss.fusion.skipped)
         self.log.truncate(before, column)
 
-    def remember(self, amend: bool = False) -> None:
-        """Keep the loss's last row; with ``amend`` in place of the row before, of the same step."""
-        if amend and self.pending:
-            self.pending.pop()
+    def remember(self) -> None:
+        """Keep the loss's last row, once a step however many calls it has."""
         self.pending.append(self.loss.last_row())
 
     def flush(self, epoch: int) -> pd.DataFrame:
