@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -11,8 +10,7 @@ import pytest
 
 pytest.importorskip("mmseg.models", reason="MMSegmentation does not work", exc_type=ImportError)
 
-from .support.commands import dmf, wait
-from .support.forked import fork
+from .support.commands import dmf, kill_in_training
 from .support.mmseg import TINY
 
 pytestmark = pytest.mark.slow
@@ -31,15 +29,7 @@ def done(mmseg_environment: dict[str, str], tmp_path_factory: pytest.TempPathFac
     )
     jobs = dmf(*begin, "--jobs", **mmseg_environment)
     assert len(jobs.stdout.splitlines()) == 2, jobs.stderr
-    cell = output / "cells" / "stock" / "seed0"
-    process = fork(
-        *("dmf", "trial", "mmseg", "--output", output, "--cell", 0),
-        cwd=None, output=os.devnull, **mmseg_environment,
-    )  # fmt: skip
-    wait(lambda: (cell / "epoch.txt").exists() or not process.is_alive(), 240)
-    assert process.is_alive()
-    process.kill()
-    process.join()
+    kill_in_training("mmseg", output / "cells" / "stock" / "seed0", **mmseg_environment)
     output = output.rename(output.with_name("trial"))
     result = dmf("trial", "mmseg", "--output", output, "--workers", 1, **mmseg_environment)
     logs = "".join(p.read_text()[-2500:] for p in output.glob("cells/*/*.log"))

@@ -13,8 +13,7 @@ import torch
 
 pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
 
-from .support.commands import wait
-from .support.forked import fork
+from .support.commands import kill_in_training
 from .support.nnunet import CONFIGURATION, Workspace
 
 pytestmark = pytest.mark.slow
@@ -42,15 +41,7 @@ def done(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path
     assert first == f"dmf trial nnunet --output {output} --cell nnUNetTrainer/fold0"
     assert second.endswith("--cell mine/fold0")
     cell = output / "cells" / "mine" / "fold0"
-    process = fork(
-        *("dmf", "trial", "nnunet", "-o", output, "--cell", 1),
-        cwd=None, output=str(output / "killed.log"),
-        **{**workspace.environment, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    wait(lambda: (cell / "epoch.txt").exists() or not process.is_alive(), 240)
-    assert process.is_alive(), (output / "killed.log").read_text()[-3000:]
-    process.kill()
-    process.join()
+    kill_in_training("nnunet", cell, **{**workspace.environment, "OMP_NUM_THREADS": "1"})
     assert list(cell.glob("results/*/*/fold_0/checkpoint_*.pth"))
     result = trial(workspace, "-o", output, "--workers", 1)
     assert "cells: 2 done" in result

@@ -8,18 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from dmf_plugins.data import convert_dataset
-
-from .support import CONFIGS, tiny_config, train
+from .support import tiny_config, train
 
 
 @pytest.fixture(scope="session")
-def data(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mmdata")
-    convert_dataset("busi", phantoms, "mmseg", output=folder, size=(64, 64))
-    os.environ["DMF_CONFIGS"] = str(CONFIGS)
-    os.environ["DMF_TEST_DATA"] = str(folder)
-    return folder
+def data(mmseg_environment: dict[str, str]) -> Path:
+    for name in ("DMF_CONFIGS", "DMF_TEST_DATA"):  # for configs that are read in this process
+        os.environ[name] = mmseg_environment[name]
+    return Path(os.environ["DMF_TEST_DATA"])
 
 
 @pytest.fixture

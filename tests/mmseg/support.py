@@ -17,7 +17,8 @@ from mmengine.runner import Runner
 
 from dmf_plugins.paths import bundled
 
-TINY = Path(__file__).parent / "tiny.py"
+from ..support.mmseg import TINY
+
 TOOLS = Path(__import__("mmseg").__file__).parent / ".mim" / "tools"
 CONFIGS = bundled("mmseg_configs")
 

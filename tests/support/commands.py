@@ -14,6 +14,9 @@ from pathlib import Path
 from unittest import mock
 
 from dmf_plugins.cli import main
+from dmf_plugins.trials.plan import EPOCH
+
+from .forked import fork
 
 DMF = Path(sysconfig.get_path("scripts")) / "dmf"
 
@@ -55,6 +58,19 @@ def run(*command: object, cwd: Path | None = None, code: int | None = 0, **envir
     )
     assert code in (None, result.returncode), result.stdout[-4000:]
     return result.stdout
+
+
+def kill_in_training(framework: str, cell: Path, **environment: str) -> None:
+    """Begin a cell of a trial in a process of its own and kill it after its first epoch."""
+    output, name = cell.parents[2], f"{cell.parent.name}/{cell.name}"
+    process = fork(
+        *("dmf", "trial", framework, "--output", output, "--cell", name),
+        cwd=None, output=str(output / "killed.log"), **environment,
+    )  # fmt: skip
+    wait(lambda: (cell / EPOCH).exists() or not process.is_alive(), 240)
+    assert process.is_alive(), (output / "killed.log").read_text()[-3000:]
+    process.kill()
+    process.join()
 
 
 def wait(condition: Callable[[], object], seconds: float) -> bool:

@@ -1,4 +1,4 @@
-"""A small config of MMSegmentation with converted phantoms, for trials of it."""
+"""A small config of MMSegmentation with converted phantoms."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dmf_plugins.paths import bundled
+
 TINY = Path(__file__).parents[1] / "mmseg" / "tiny.py"
 
 
@@ -15,9 +17,8 @@ TINY = Path(__file__).parents[1] / "mmseg" / "tiny.py"
 def mmseg_environment(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The variables with which ``TINY`` finds what it inherits and its data."""
     from dmf_plugins.data import convert_dataset
-    from dmf_plugins.paths import bundled
 
-    folder = tmp_path_factory.mktemp("trialdata")
+    folder = tmp_path_factory.mktemp("mmdata")
     convert_dataset("busi", phantoms, "mmseg", output=folder, size=(64, 64))
     return {
         **os.environ,
