@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 from dmf_plugins import __version__
 from dmf_plugins.errors import UsageError
@@ -23,7 +24,8 @@ def check_target(target: Path, kind: str, overwrite: bool = False) -> None:
     """Refuse a folder that ``dmf KIND`` may not write: it must be absent, empty, or one it wrote.
 
     Raises:
-        UsageError: it is a file, was written by something else, or exists and ``overwrite`` is off.
+        UsageError: it is a file, was written by something else, holds a file that was, or exists and
+            ``overwrite`` is off.
     """
     if not os.path.lexists(target):
         return
@@ -31,10 +33,18 @@ def check_target(target: Path, kind: str, overwrite: bool = False) -> None:
         raise UsageError(f"{target} is not a folder; choose another")
     if not any(target.iterdir()):
         return
-    if _kind(target) != kind:
+    content = _mark_of(target)
+    if content.get("kind") != kind:
         raise UsageError(
             f"{target} is not empty and was not written by this version's 'dmf {kind}', so it is left "
             "alone, --overwrite or not; choose another folder, or move this one away yourself"
+        )
+    known = content.get("files")
+    added = sorted(set(_files(target)).difference(known)) if isinstance(known, list) else []
+    if added:
+        raise UsageError(
+            f"{target / added[0]} was not written by 'dmf {kind}' and would be lost; move it away "
+            "yourself, or choose another folder"
         )
     if not overwrite:
         raise UsageError(f"{target} exists; --overwrite replaces it")
@@ -75,8 +85,8 @@ def building(target: Path, kind: str, overwrite: bool = False) -> Iterator[Path]
             f"{target} is a mount point, which cannot be replaced; choose one below it"
         )
     with _beside(target) as folder:
-        mark(folder, kind)
         yield folder
+        mark(folder, kind, _files(folder))
         if overwrite and target.exists():
             check_target(target, kind, overwrite)
             _replace(folder, target)
@@ -112,20 +122,28 @@ def claim(target: Path, kind: str, overwrite: bool = False) -> None:
             _remove(path)
 
 
-def mark(folder: Path, kind: str) -> None:
-    """Make ``folder``, if need be, one that ``dmf KIND`` may replace."""
+def mark(folder: Path, kind: str, files: list[str] | None = None) -> None:
+    """Make ``folder``, if need be, one that ``dmf KIND`` may replace while it holds these files alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"written by": f"dmf {kind}", "kind": kind, "version": __version__}
+    content: dict[str, Any] = {"written by": f"dmf {kind}", "kind": kind, "version": __version__}
+    if files is not None:
+        content["files"] = files
     (folder / MARK).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
-def _kind(folder: Path) -> str | None:
+def _mark_of(folder: Path) -> dict[str, Any]:
     path = folder / MARK
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except ValueError:
-        return None
-    return content.get("kind") if isinstance(content, dict) else None
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _files(folder: Path) -> list[str]:
+    """What is below ``folder``, but for folders and what systems leave hidden."""
+    found = (path for path in folder.rglob("[!.]*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 @contextmanager

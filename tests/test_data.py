@@ -585,14 +585,18 @@ def test_wrong_arguments_are_named(phantoms, tmp_path, monkeypatch):
         convert_dataset("busi", broken, dataset_id=5, output=tmp_path / "x")
 
 
-def test_overwrite_is_needed_and_replaces_everything(phantoms, tmp_path):
+def test_overwrite_is_needed_and_replaces_what_was_written(phantoms, tmp_path):
     result = convert(phantoms, tmp_path)
-    (result.target / "mine.txt").write_text("precious")
+    written = digest(result.target)
+    next(result.target.glob("imagesTr/*")).unlink()
     with pytest.raises(UsageError, match="--overwrite"):
         convert(phantoms, tmp_path)
-    assert (result.target / "mine.txt").exists()
     convert(phantoms, tmp_path, overwrite=True)
-    assert not (result.target / "mine.txt").exists()
+    assert digest(result.target) == written
+    (result.target / "imagesTs" / "mine.png").write_text("precious")
+    with pytest.raises(UsageError, match=r"imagesTs/mine\.png was not written by"):
+        convert(phantoms, tmp_path, overwrite=True)
+    assert (result.target / "imagesTs" / "mine.png").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["Dataset501_BUSI"]
 
 

@@ -159,8 +159,8 @@ def test_an_exported_model_predicts_the_same_without_the_plugin(
 
     model = trained.parent
     out = workspace.run("dmf", "export", model)
-    exported = model.with_name(f"nnUNetTrainer__nnUNetPlans__{CONFIGURATION}")
-    assert str(exported) in out
+    exported = model.with_name(f"{model.name}_exported")
+    assert f"-m {exported} -f 0" in out
     assert "--overwrite" in workspace.run("dmf", "export", model, code=2)
     itself = workspace.run("dmf", "export", model, model, "--overwrite", code=2)
     assert "holds the model itself" in itself

@@ -62,16 +62,21 @@ def test_a_sound_model_is_exported_and_stays_ours_to_replace(model, tmp_path):
     with pytest.raises(UsageError, match="--overwrite"):
         export_nnunet(model, tmp_path / "out")
     export_nnunet(model, tmp_path / "out", overwrite=True)
-    (tmp_path / "nnUNetTrainer__nnUNetPlans__2d").mkdir()
-    (tmp_path / "nnUNetTrainer__nnUNetPlans__2d" / "plans.json").touch()  # a training of stock's
-    with pytest.raises(UsageError, match="was not written by"):
-        export_nnunet(model, overwrite=True)
+    (tmp_path / "out" / "fold_0" / "training_log_1.txt").touch()  # somebody trains on from it
+    with pytest.raises(
+        UsageError, match=r"training_log_1\.txt was not written by .* would be lost"
+    ):
+        export_nnunet(model, tmp_path / "out", overwrite=True)
+
+
+def test_an_export_does_not_lie_where_nnunet_would_train_on_from_it(model):
+    assert export_nnunet(model) == model.with_name(f"{model.name}_exported")
 
 
 def test_the_command_to_run_it_can_be_pasted(model, tmp_path):
     result = dmf("export", model, "--output", tmp_path / "my models")
     assert result.returncode == 0, result.stderr
-    assert shlex.split(result.stdout)[-2:] == ["-m", str(tmp_path / "my models")]
+    assert shlex.split(result.stdout)[-4:] == ["-m", str(tmp_path / "my models"), "-f", "0"]
 
 
 @pytest.mark.parametrize(

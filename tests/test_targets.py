@@ -65,11 +65,17 @@ def test_an_empty_folder_is_used_and_what_we_wrote_is_replaced(kind, phantoms, l
     command = commands(phantoms, labels, target)[kind]
     assert dmf(*command).returncode == 0
     assert json.loads((target / MARK).read_text())["written by"] == f"dmf {kind.split()[0]}"
-    (target / "more.txt").touch()
     again = dmf(*command)
     assert (again.returncode, "--overwrite replaces it" in again.stderr) == (2, True)
+    (target / ".DS_Store").touch()
     assert dmf(*command, "--overwrite").returncode == 0
-    assert not (target / "more.txt").exists()
+    (target / "notes").mkdir()
+    mine = target / "notes" / "mine.txt"
+    mine.write_text("years of work")
+    for options in ([], ["--overwrite"]):
+        kept = dmf(*command, *options)
+        assert (kept.returncode, f"{mine} was not written by" in kept.stderr) == (2, True)
+    assert mine.read_text() == "years of work"
 
 
 def test_a_mark_must_be_readable_and_of_the_same_kind(tmp_path):

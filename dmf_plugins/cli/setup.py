@@ -99,7 +99,7 @@ def export(
             "--output",
             "-o",
             parser=path,
-            help="Folder to write; for nnU-Net default the stock trainer's.",
+            help="Folder to write; for nnU-Net default MODEL_exported.",
         ),
     ] = None,
     config: Annotated[
@@ -125,11 +125,17 @@ def export(
         with needs("nnunet"):
             from dmf_plugins.nnunet.export import export_nnunet
         written = export_nnunet(model, output, overwrite=overwrite)
-        command = f"nnUNetv2_predict_from_modelfolder -m {shlex.quote(str(written))}"
-        typer.echo(f"wrote {written}; run it with: {command}")
+        folds = sorted(path.name.removeprefix("fold_") for path in written.glob("fold_*"))
+        typer.echo(
+            f"wrote {written}; run it with: nnUNetv2_predict_from_modelfolder -i IN -o OUT "
+            f"-m {shlex.quote(str(written))} -f {' '.join(folds)}"
+        )
         return
     if output is None:
-        raise UsageError("for an MMSegmentation model give --output FOLDER")
+        raise UsageError(
+            f"{model} has no plans.json, so it is no nnU-Net model folder (it holds fold_0 and others); "
+            "for MMSegmentation's work directory give --output FOLDER"
+        )
     with needs("mmseg"):
         from dmf_plugins.mmseg.export import export_mmseg
     export_mmseg(model, output, config=config, checkpoint=checkpoint, overwrite=overwrite)

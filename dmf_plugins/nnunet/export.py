@@ -12,7 +12,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from dmf_plugins.atomic import building, check_target
+from dmf_plugins.atomic import building
 from dmf_plugins.errors import DataError, UsageError
 from dmf_plugins.nnunet.finder import find_trainer
 from dmf_plugins.nnunet.mixin import CHECKPOINT_KEY
@@ -50,11 +50,10 @@ def export_nnunet(model: Path, output: Path | None = None, *, overwrite: bool = 
     if len(names) > 1:
         raise DataError(f"{model} mixes checkpoints of the trainers {', '.join(sorted(names))}")
     stock = stock_trainer(names.pop()).__name__
-    if output is None:
-        output = model.with_name("__".join([stock, *model.name.split("__")[1:]]))
+    if output is None:  # not where nnU-Net trains: --c would go on from it
+        output = model.with_name(f"{model.name}_exported")
     if lies_in(model, output):
         raise UsageError(f"{output} holds the model itself; choose another folder")
-    check_target(output, "export", overwrite)
     with building(output, "export", overwrite) as folder:
         for name in _COPIED:
             if (model / name).is_file():

@@ -122,7 +122,12 @@ def cell_config(plan: TrialPlan, cell: Cell) -> Config:
         hooks.append({"type": "DMFHook"})
     config.custom_hooks = [*hooks, {"type": "TrialHook", "folder": str(cell.folder)}]
     given = config.get("default_hooks") or {}
-    saving = {"type": "CheckpointHook", **(given.get("checkpoint") or {}), "save_last": True}
+    saving = {
+        "type": "CheckpointHook",
+        **(given.get("checkpoint") or {}),
+        "save_last": True,
+        "out_dir": None,
+    }
     if saving.get("max_keep_ckpts") == 1:
         saving["max_keep_ckpts"] = 2  # mmengine removes the old one before it writes the new one
     config.default_hooks = {**given, "checkpoint": saving}
