@@ -148,9 +148,13 @@ def _files(folder: Path) -> list[str]:
 
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """Empty folder beside ``target``, removed at the end; first those of killed runs are removed."""
+    """Empty folder beside ``target``, removed at the end; first those of killed runs are removed.
+
+    So are the folders above it that were made for a ``target`` that does not come.
+    """
     name = ".dmf-partial-{}-" + socket.gethostname() + "-{}"
     folder = target.with_name(name.format(os.getpid(), token_hex(4)))
+    made = [path for path in target.parents if not path.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         for path in target.parent.glob(".dmf-partial-*"):
@@ -173,6 +177,9 @@ def _beside(target: Path) -> Iterator[Path]:
         raise UsageError(f"cannot write {target}: {reason}; nothing was changed") from error
     finally:
         _remove(folder)
+        with suppress(OSError):  # one is not empty, and so are those above it
+            for path in made:
+                path.rmdir()
 
 
 def _replace(folder: Path, target: Path) -> None:

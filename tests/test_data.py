@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
+from dmf_plugins.atomic import building
 from dmf_plugins.bilateral import BilateralParameters
 from dmf_plugins.cli import app
 from dmf_plugins.data import bilateral_filter, convert_dataset, filter_images, split_cases
@@ -396,7 +397,7 @@ def test_without_the_variable_the_copy_command_is_told(phantoms, tmp_path):
 
 def test_the_copy_command_works_where_paths_hold_a_space(phantoms, tmp_path):
     result = convert(phantoms, tmp_path / "raw data")
-    command = result.next_steps[0].splitlines()[-1]
+    (command,) = [line for step in result.next_steps for line in step.splitlines() if "cp " in line]
     run("bash", "-ec", command, cwd=tmp_path, nnUNet_preprocessed=str(tmp_path / "my data"))
     copied = tmp_path / "my data" / "Dataset501_BUSI" / "splits_final.json"
     assert copied.read_bytes() == (result.target / "splits_final.json").read_bytes()
@@ -459,7 +460,7 @@ def test_an_invalid_case_is_named_and_nothing_is_written(spoil, copy, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(DataError, match=message):
         convert(copy, out)
-    assert list(out.iterdir()) == []
+    assert not out.exists()
     result = convert(copy, out, skip_invalid=True)
     assert len(result.cases) == 21
     assert any(remark.startswith("left out:") for remark in result.remarks)
@@ -534,9 +535,31 @@ def test_the_next_command_names_the_config_that_fits(phantoms, tmp_path, monkeyp
         assert Path(script).exists()
     else:
         assert script == "tools/train.py"
-    (step,) = convert_dataset("busi", phantoms, "mmseg", output="else where").next_steps
+    (step,) = convert_dataset("busi", phantoms, "mmseg", output="elsewhere").next_steps
     assert "/unet_dmf_busi-128x128.py" in step
-    assert "train_dataloader.dataset.data_root='else where/BUSI'" in step
+    assert "train_dataloader.dataset.data_root=elsewhere/BUSI" in step
+    shutil.rmtree("data")
+    link, step = convert_dataset("busi", phantoms, "mmseg", output="else where").next_steps
+    run("bash", "-ec", link)  # mmengine takes a path without blanks alone
+    assert step.endswith('/unet_dmf_busi-128x128.py"'), "whose data_root is data/BUSI"
+    assert Path("data/BUSI/img_dir/train").is_dir()
+
+
+def test_the_next_commands_name_the_folder_nnunet_has_to_look_in(phantoms, tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    steps = convert(phantoms, tmp_path / "else where").next_steps
+    assert steps[0] == f"export nnUNet_raw='{tmp_path}/else where'"
+    shutil.rmtree(tmp_path / "else where")
+    assert not any("nnUNet_raw=" in step for step in convert(phantoms, tmp_path / "raw").next_steps)
+
+
+def test_a_conversion_that_is_refused_leaves_no_folder(phantoms, tmp_path):
+    (tmp_path / "source").mkdir()
+    with pytest.raises(DataError, match="no BUSI images"):
+        convert(tmp_path / "source", tmp_path / "a" / "b")
+    with pytest.raises(DataError), building(tmp_path / "a" / "b" / "c", "convert"):
+        raise DataError("it fails half way")
+    assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
 
 def test_an_empty_lesion_mask_is_remarked(copy, tmp_path):

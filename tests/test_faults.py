@@ -145,7 +145,7 @@ def test_a_limit_on_file_size_leaves_nothing(phantoms, tmp_path):
     )  # fmt: skip
     assert (result.returncode, "File too large" in result.stderr) == (2, True), result.stderr
     assert "Traceback" not in result.stderr
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_target_that_is_a_file_or_below_one_is_named(phantoms, tmp_path):
@@ -179,7 +179,7 @@ def test_a_file_that_changes_while_it_is_read(phantoms, tmp_path):
                 result = convert_dataset("busi", source, "mmseg", output=output)
             except DataError as error:
                 outcomes.add(str(error))
-                assert not list(output.iterdir())
+                assert not output.exists()
                 continue
             manifest = pd.read_csv(result.target / "manifest.csv", index_col="case")
             row = manifest.loc["benign_001"]

@@ -270,8 +270,8 @@ def _duplicate_remarks(cases: list[ConvertedCase]) -> list[str]:
     if not several:
         return []
     remarks = [
-        f"{sum(map(len, several))} images form {len(several)} groups of near duplicates or patients; "
-        "each group was kept in one split"
+        f"{sum(map(len, several))} images form {len(several)} group{'s' * (len(several) > 1)} of near "
+        "duplicates or patients; each was kept in one split"
     ]
     for members in several:
         if len({case.category for case in members}) > 1:

@@ -126,6 +126,9 @@ class NnUNetWriter:
         live = self._live_splits()
         number = int(self.prefix[7:10])
         steps = []
+        raw = self.target.parent
+        if os.path.realpath(os.environ.get("nnUNet_raw") or "") != os.path.realpath(raw):
+            steps.append(f"export nnUNet_raw={shlex.quote(str(raw.absolute()))}")
         if live is None:
             steps.append(
                 "export nnUNet_preprocessed=FOLDER  # it is not set; then, so that nnU-Net uses this "
@@ -193,11 +196,17 @@ class MMSegWriter:
         own = f"unet_dmf_{self.info.title.lower()}{ending}"
         config = own if (bundled("mmseg_configs") / own).exists() else f"unet_dmf_busi{ending}"
         command = f'python {_train_script()} "$(dmf paths --mmseg)/{config}"'
-        if config == own and self.target == Path("data") / self.info.title:
-            return [command]
-        root = shlex.quote(str(self.target))
-        parts = (f"{split}_dataloader.dataset.data_root={root}" for split in SPLITS)
-        return [f"{command} --cfg-options {' '.join(parts)}"]
+        root, steps = self.target, []
+        if " " in str(root):
+            root = Path("data") / re.sub(r"\W", "", self.info.title)
+            there = shlex.quote(str(self.target.absolute()))
+            steps.append(f"mkdir -p data && ln -s {there} {root}  # --cfg-options drops blanks")
+        if config != own or root != Path("data") / self.info.title:
+            parts = (
+                f"{split}_dataloader.dataset.data_root={shlex.quote(str(root))}" for split in SPLITS
+            )
+            command += f" --cfg-options {' '.join(parts)}"
+        return [*steps, command]
 
 
 def _train_script() -> str:

@@ -253,8 +253,8 @@ class DMFLoss(nn.Module):
             name = self.settings["auxiliary"]
             auxiliary = f"auxiliary {name} x {self.fusion.decay}"
         return (
-            f"{rule}{extra} weights of {', '.join(self.names)} from the last {config.memory_size} "
-            f"steps, adapting after {config.min_history}; {auxiliary}"
+            f"{rule}{extra} weights of {', '.join(self.names)}; memory of {config.memory_size} steps, "
+            f"used after {config.min_history}; {auxiliary}"
         )
 
     def state_dict_dmf(self) -> dict[str, Any]:

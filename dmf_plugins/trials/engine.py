@@ -204,7 +204,7 @@ def run_cells(plan: Plan, workers: int) -> None:
             if process.returncode != 0:
                 failed.append(cell)
         bar.remove_task(task)
-        bar.advance(total)
+        bar.advance(total, process.returncode == 0)
 
     with bar, ThreadPoolExecutor(workers) as pool:
         total = bar.add_task("cells", total=len(todo))

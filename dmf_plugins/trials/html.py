@@ -69,7 +69,7 @@ def _page(findings: Findings, drawings: dict[str, str], examples: str) -> str:
         f"<h1>Trial with {plan.title}</h1>",
         f'<p class="verdict">{html.escape(findings.verdict)}</p>',
         f"<h2>Settings</h2><p><small>{html.escape(common)}</small></p>{_table(settings)}",
-        "<h2>Scores, percent, mean ± standard deviation over repeats</h2>",
+        "<h2>Scores, percent, mean ± standard deviation over trainings</h2>",
         _table(findings.table.reset_index()),
     ]
     if "forest.svg" in drawings:

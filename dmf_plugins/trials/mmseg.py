@@ -89,7 +89,11 @@ def settings(entries: Sequence[str], variants: dict[str, Any]) -> dict[str, dict
 def check(plan: TrialPlan) -> None:
     """Raise ``UsageError`` for a config that cannot be read or has no loss to replace."""
     for cell in plan.cells()[: len(plan.settings)]:
-        cell_config(plan, cell)
+        config = cell_config(plan, cell)
+        if cell.setting == STOCK and any(h["type"] == "DMFHook" for h in config.custom_hooks):
+            print(
+                f"note: the loss of {plan.options['config']} is DMFLoss already; stock is that loss"
+            )
 
 
 def cell_config(plan: TrialPlan, cell: Cell) -> Config:

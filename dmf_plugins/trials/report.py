@@ -243,7 +243,7 @@ def _markdown(findings: Findings) -> str:
     text = [
         f"# Trial with {plan.title}: {len(findings.cells)} of {len(plan.cells())} trainings\n",
         f"{findings.verdict}\n",
-        "## Scores, percent, mean ± standard deviation over repeats",
+        "## Scores, percent, mean ± standard deviation over trainings",
         table_markdown(findings.table),
         "## Dice per class",
         table_markdown(findings.classes.mul(100).round(2)),
