@@ -29,6 +29,7 @@ def done(mmseg_environment: dict[str, str], tmp_path_factory: pytest.TempPathFac
     )
     jobs = dmf(*begin, "--jobs", **mmseg_environment)
     assert len(jobs.stdout.splitlines()) == 2, jobs.stderr
+    assert "is DMFLoss already; stock is that loss" in jobs.stderr
     kill_in_training("mmseg", output / "cells" / "stock" / "seed0", **mmseg_environment)
     output = output.rename(output.with_name("trial"))
     result = dmf("trial", "mmseg", "--output", output, "--workers", 1, **mmseg_environment)
