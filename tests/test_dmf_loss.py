@@ -259,6 +259,7 @@ def test_one_line_describes_the_settings():
     for part in ("softadapt, beta=0.3", "ce, dice", "150 steps", "auxiliary tversky x 5 exp(-0.05"):
         assert part in text
     assert "no auxiliary" in DMFLoss(auxiliary=None).describe()
+    assert DMFLoss(weighting="fixed").describe().startswith("fixed weights of ce, iou, dice; aux")
 
 
 def test_the_row_of_several_calls_is_their_mean_and_the_sum_of_their_totals():

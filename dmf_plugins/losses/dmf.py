@@ -248,14 +248,16 @@ class DMFLoss(nn.Module):
         config = self.fusion.config
         rule, options = split(config.weighting)
         extra = "".join(f", {key}={value}" for key, value in options.items())
+        memory = ""
+        if rule != "fixed":
+            memory = (
+                f" from the last {config.memory_size} steps, adapting after {config.min_history}"
+            )
         auxiliary = "no auxiliary loss"
         if config.auxiliary is not None:
             name = self.settings["auxiliary"]
             auxiliary = f"auxiliary {name} x {self.fusion.decay}"
-        return (
-            f"{rule}{extra} weights of {', '.join(self.names)}; memory of {config.memory_size} steps, "
-            f"used after {config.min_history}; {auxiliary}"
-        )
+        return f"{rule}{extra} weights of {', '.join(self.names)}{memory}; {auxiliary}"
 
     def state_dict_dmf(self) -> dict[str, Any]:
         """Memory, weights, step and :attr:`settings`, as plain CPU tensors, numbers and strings."""
