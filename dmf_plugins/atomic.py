@@ -16,6 +16,7 @@ from typing import Any
 
 from dmf_plugins import __version__
 from dmf_plugins.errors import UsageError
+from dmf_plugins.paths import is_litter
 
 MARK = ".dmf"
 
@@ -86,6 +87,7 @@ def building(target: Path, kind: str, overwrite: bool = False) -> Iterator[Path]
         )
     with _beside(target) as folder:
         yield folder
+        folder.chmod(0o700 | folder.stat().st_mode)  # a copy of a read-only one is that too
         mark(folder, kind, _files(folder))
         if overwrite and target.exists():
             check_target(target, kind, overwrite)
@@ -141,9 +143,14 @@ def _mark_of(folder: Path) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> list[str]:
-    """What is below ``folder``, but for folders and what systems leave hidden."""
-    found = (path for path in folder.rglob("[!.]*") if path.is_symlink() or not path.is_dir())
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+    """What is below ``folder``, but for folders and what programs leave without being asked."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = (path.relative_to(folder) for path in found)
+    return sorted(
+        name.as_posix()
+        for name in names
+        if not any(is_litter(part) or part == "__pycache__" for part in name.parts)
+    )
 
 
 @contextmanager

@@ -16,10 +16,13 @@ def lies_in(path: Path, folder: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
+_LITTER = ("Thumbs.db", "desktop.ini")
+
+
 def is_litter(name: str) -> bool:
     """Whether an operating system left the file of this relative path, as macOS does ``._a.png``."""
     path = PurePosixPath(name)
-    return path.name.startswith(".") or path.parts[0] == "__MACOSX" or path.name == "Thumbs.db"
+    return path.name.startswith(".") or path.parts[0] == "__MACOSX" or path.name in _LITTER
 
 
 def regular(path: Path) -> Path:

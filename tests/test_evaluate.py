@@ -422,6 +422,20 @@ def test_a_comparison_of_classes_has_the_scores_of_evaluate(tmp_path):
     assert [row["mean_a"], row["mean_b"]] == pytest.approx([(3 * m + 1) / 4 for m in means])
 
 
+def test_an_image_without_a_score_is_left_out_of_a_comparison(tmp_path):
+    """Of a lesion that was not found there is no precision; it made p and the interval NaN."""
+    paths = runs(tmp_path, 2)
+    for path in paths:
+        table = pd.read_csv(path / "per_image.csv").assign(precision=lambda t: t["dice"])
+        if path == paths[0]:
+            table.loc[3, "precision"] = np.nan
+        table.to_csv(path / "per_image.csv", index=False)
+    (row,) = compare_runs(paths, "precision").to_dict("records")
+    assert row["images"] == 19
+    assert row["difference"] == pytest.approx(row["mean_a"] - row["mean_b"])
+    assert 0 < row["p"] <= 1
+
+
 def test_differences_that_are_equal_rank_alike():
     """0.95 - 0.9 and 0.85 - 0.8 differ by rounding alone."""
     a, b = np.array([0.95, 0.85, 0.6, 0.4, 0.3]), np.array([0.9, 0.8, 0.65, 0.3, 0.15])

@@ -68,6 +68,8 @@ def test_an_empty_folder_is_used_and_what_we_wrote_is_replaced(kind, phantoms, l
     again = dmf(*command)
     assert (again.returncode, "--overwrite replaces it" in again.stderr) == (2, True)
     (target / ".DS_Store").touch()
+    (target / "__pycache__").mkdir()
+    (target / "__pycache__" / "a.pyc").touch()
     assert dmf(*command, "--overwrite").returncode == 0
     (target / "notes").mkdir()
     mine = target / "notes" / "mine.txt"

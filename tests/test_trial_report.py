@@ -131,6 +131,8 @@ def test_groups_come_from_the_manifest_where_no_file_is_named(tmp_path):
     assert read_groups(None, manifest) == {}
     pd.DataFrame({"case": ["x", "y"], "group": ["p1", None]}).to_csv(manifest, index=False)
     assert read_groups(None, manifest) == {"x": "p1"}
+    manifest.write_text("case,group\np0.s0,p0\np0.s1.png,p0\n")
+    assert {"p0.s0": "p0", "p0.s1": "p0"}.items() <= read_groups(None, manifest).items()
 
 
 def report(plan: TrialPlan, *more: object) -> subprocess.CompletedProcess[str]:

@@ -182,7 +182,8 @@ def trial_mmseg(
                     "cfg_options": parse_json(cfg_options, "--cfg-options"),
                 },
             )
-            mmseg.check(plan)
+            if not report:
+                mmseg.check(plan)
         plan = plan.begin()
     wish = Wish(workers, cluster, parallel, slurm, jobs, cell, report)
     wish.fulfil(plan, partial(mmseg.run, plan), partial(write_report, plan, mmseg, groups))

@@ -150,11 +150,12 @@ class DynamicMemoryFusion(nn.Module):
                 setattr(owner, name, value.detach().to(old, copy=True))
         self._before, self._calls = [], []
 
-    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
-        self._put(
-            [getattr(owner, name) for owner, name, _ in self._initial()]
-        )  # torch copies in place
-        super()._load_from_state_dict(*arguments, **options)
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        if any(key.startswith(prefix) for key in state_dict):  # torch copies in place
+            self._put([getattr(owner, name) for owner, name, _ in self._initial()])
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DynamicMemoryFusion:
         """To another device, not to another precision: a memory in half would lose what it is for."""

@@ -200,7 +200,7 @@ class MMSegWriter:
         if " " in str(root):
             root = Path("data") / re.sub(r"\W", "", self.info.title)
             there = shlex.quote(str(self.target.absolute()))
-            steps.append(f"mkdir -p data && ln -s {there} {root}  # --cfg-options drops blanks")
+            steps.append(f"mkdir -p data && ln -sT {there} {root}  # --cfg-options drops blanks")
         if config != own or root != Path("data") / self.info.title:
             parts = (
                 f"{split}_dataloader.dataset.data_root={shlex.quote(str(root))}" for split in SPLITS

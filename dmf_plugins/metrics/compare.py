@@ -29,7 +29,7 @@ def compare_runs(
 
     The score of an image is its mean over the foreground classes that are in its truth or prediction,
     as ``dmf evaluate`` has it. An image with none in either counts as 1, so that a false alarm of the
-    other run is not lost.
+    other run is not lost; one without a score in either run is left out.
 
     Args:
         runs: folders written by ``dmf evaluate``, or their ``per_image.csv``.
@@ -73,25 +73,27 @@ def compare_scores(
     together, and enter the test as their mean.
 
     Raises:
-        DataError: the two sides of a pair hold different images.
+        DataError: the two sides of a pair hold different images, or no image both have a score of.
     """
     rows = []
     for (first, a), (second, b) in pairs:
         for image in sorted(set(a.index) ^ set(b.index)):
             raise DataError(f"{first} and {second} hold different images, such as {image}")
-        difference = (a - b.reindex(a.index)).to_numpy()
-        own = [f"group {groups[i]}" if groups and i in groups else f"image {i}" for i in a.index]
-        units = pd.Series(difference).groupby(own).agg(["sum", "size", "mean"])
+        both = pd.DataFrame({"a": a, "b": b}).dropna()  # what is not found has no precision
+        if both.empty:
+            raise DataError(f"{first} and {second} have no image with a score in both")
+        own = [f"group {groups[i]}" if groups and i in groups else f"image {i}" for i in both.index]
+        units = (both["a"] - both["b"]).groupby(own).agg(["sum", "size", "mean"])
         statistic = partial(_mean_of, units["sum"].to_numpy(), units["size"].to_numpy())
         spread = bootstrap_interval(statistic, len(units), seed)
         rows.append(
             {
                 "a": first,
                 "b": second,
-                "images": len(a),
+                "images": len(both),
                 "units": len(units),
-                "mean_a": a.mean(),
-                "mean_b": b.mean(),
+                "mean_a": both["a"].mean(),
+                "mean_b": both["b"].mean(),
                 "difference": spread["mean"],
                 "low": spread["low"],
                 "high": spread["high"],

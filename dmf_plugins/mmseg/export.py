@@ -211,7 +211,9 @@ def _only(folder: Path, pattern: str, what: str) -> Path:
     found = sorted(folder.glob(pattern))
     last = folder / "last_checkpoint"
     if not found and what == "checkpoint" and last.is_file():
-        found = [folder / Path(last.read_text(encoding="utf-8").strip()).name]
+        noted = Path(last.read_text(encoding="utf-8").strip())
+        here = folder / noted.name  # where it lies if the folder was moved
+        found = [here if here.is_file() else noted]
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise DataError(f"{folder} has no single {what} ({names}); give one with --{what}")

@@ -160,7 +160,7 @@ def set_length(config: Config, epochs: int) -> None:
     for scheduler in [given] if isinstance(given, dict) else given:
         if not scheduler.get("by_epoch", True):
             continue
-        begin = scheduler.get("begin", 0)
+        begin, written = scheduler.get("begin", 0), dict(scheduler)
         for name, start in (("end", 0), ("T_max", begin), ("total_steps", begin)):
             if (scheduler.get(name) or 0) >= before - start:
                 scheduler[name] = epochs - start
@@ -168,7 +168,7 @@ def set_length(config: Config, epochs: int) -> None:
         changes = [begin + step for step in steps] + [scheduler.get("end", 1) - 1]
         if any(epochs <= change < before for change in changes):
             raise UsageError(
-                f"--epochs {epochs} is over before the config's {dict(scheduler)} is; give a shorter "
+                f"--epochs {epochs} is over before the config's {written} is; give a shorter "
                 "one by --cfg-options param_scheduler=[...], or more epochs"
             )
 

@@ -148,7 +148,8 @@ def check_options(
     try:
         return (loss or DMFLoss)(**options)
     except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"setting {setting}: {error.args[0]}") from error
+        reason = error.args[0] if error.args else "the loss refuses these options together"
+        raise UsageError(f"setting {setting}: {reason}") from error
 
 
 def own_settings(

@@ -146,7 +146,7 @@ def compare_cells(
     if not pairs:
         return pd.DataFrame()
     comparison = compare_scores(pairs, groups=groups)
-    width = (comparison["high"] - comparison["low"]).where(comparison["units"] >= _FEWEST)
+    width = (comparison["high"] - comparison["low"]).where(comparison["units"] >= _FEWEST).round(9)
     comparison["detectable"] = width.where(width > 0) / 2 * _POWER
     return comparison
 
@@ -161,7 +161,7 @@ def _table(done: list[Cell]) -> pd.DataFrame:
 
 
 def read_groups(given: Path | None, manifest: Path) -> dict[str, str]:
-    """Stem of a case -> group, from ``--groups`` or the converter's manifest; empty without either.
+    """Case and its stem, if it is a file name -> group, from ``--groups`` or the converter's manifest; empty without either.
 
     A case without a group is left out.
 
@@ -173,7 +173,8 @@ def read_groups(given: Path | None, manifest: Path) -> dict[str, str]:
         return {}
     try:
         table = pd.read_csv(path, dtype=str)[["case", "group"]].dropna()
-        return {stem(Path(case)): group for case, group in table.itertuples(index=False)}
+        rows = list(table.itertuples(index=False, name=None))
+        return {stem(Path(case)): group for case, group in rows} | dict(rows)
     except (OSError, KeyError, ValueError) as error:
         raise UsageError(
             f"{path} must be a CSV with the columns case and group ({error})"
