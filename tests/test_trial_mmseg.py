@@ -15,6 +15,12 @@ from .support.mmseg import TINY
 
 pytestmark = pytest.mark.slow
 LOVASZ = {"type": "LovaszLoss", "reduction": "none"}
+STOCK = f"""
+_base_ = {str(TINY)!r}
+model = dict(decode_head=dict(loss_decode=dict(_delete_=True, type="CrossEntropyLoss")))
+default_hooks = dict(_delete_=True, logger=dict(type="LoggerHook"))
+custom_hooks = []
+"""
 MAD = {"weighting": "mad", "min_history": 2, "losses": ["ce", LOVASZ], "loss_weight": 0.5}
 
 
@@ -22,14 +28,15 @@ MAD = {"weighting": "mad", "min_history": 2, "losses": ["ce", LOVASZ], "loss_wei
 def done(mmseg_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trial killed in its first cell after an epoch, moved, and then run again."""
     output = tmp_path_factory.mktemp("trials") / "before"
+    config = output.with_name("stock.py")  # nothing of ours but the data set
+    config.write_text(STOCK)
     begin = (
-        *("trial", "mmseg", TINY, "--setting", "stock"),
+        *("trial", "mmseg", config, "--setting", "stock"),
         *("--setting", f"mad={json.dumps(MAD)}"),
         *("--seeds", 1, "--epochs", 3, "--output", output),
     )
     jobs = dmf(*begin, "--jobs", **mmseg_environment)
     assert len(jobs.stdout.splitlines()) == 2, jobs.stderr
-    assert "is DMFLoss already; stock is that loss" in jobs.stderr
     kill_in_training("mmseg", output / "cells" / "stock" / "seed0", **mmseg_environment)
     output = output.rename(output.with_name("trial"))
     result = dmf("trial", "mmseg", "--output", output, "--workers", 1, **mmseg_environment)
@@ -41,7 +48,8 @@ def done(mmseg_environment: dict[str, str], tmp_path_factory: pytest.TempPathFac
 
 def test_a_killed_cell_resumes_and_cells_of_a_seed_begin_alike(done):
     assert "resumed epoch: 1" in (done / "cells/stock/seed0.log").read_text()
-    log = pd.read_csv(done / "cells/stock/seed0/work/dmf_log.csv")
+    assert not (done / "cells/stock/seed0/work/dmf_log.csv").exists(), "it has no DMFHook"
+    log = pd.read_csv(done / "cells/mad/seed0/work/dmf_log.csv")
     assert log["step"].tolist() == list(range(9))
     results = [json.loads(p.read_text()) for p in done.glob("cells/*/*/result.json")]
     assert len({result["initial_weights"] for result in results}) == 1
@@ -53,6 +61,12 @@ def test_the_test_part_is_scored_and_shown(done, mmseg_environment):
     images = {path.name for path in (root / "ann_dir/test").iterdir()}
     assert set(pd.read_csv(done / "cells/mad/seed0/per_image.csv")["image"]) == images
     assert (done / "report.html").read_text().count("data:image/png;base64,") == 6
+
+
+def test_a_stock_config_that_is_dmf_already_is_told(tmp_path, mmseg_environment):
+    result = dmf("trial", "mmseg", TINY, "--output", tmp_path / "t", "--jobs", **mmseg_environment)
+    assert result.returncode == 0, result.stderr
+    assert "is DMFLoss already; stock is that loss" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize(

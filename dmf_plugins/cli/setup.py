@@ -133,7 +133,7 @@ def export(
         return
     if output is None:
         raise UsageError(
-            f"{model} has no plans.json, so it is no nnU-Net model folder (it holds fold_0 and others); "
+            f"{model} is no nnU-Net model folder, which has plans.json beside fold_0; "
             "for MMSegmentation's work directory give --output FOLDER"
         )
     with needs("mmseg"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shlex
 import zipfile
 from contextlib import nullcontext
 from typing import Any
@@ -70,5 +71,5 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
             "set TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 for this command, or keep its network alone:\n"
             '  python -c "import sys, torch; c = torch.load(sys.argv[1], weights_only=False); '
             "torch.save({'state_dict': c['state_dict']}, sys.argv[2])\" "
-            f"{filename} network.pth"
+            f"{shlex.quote(filename)} network.pth"
         ) from error

@@ -206,9 +206,13 @@ def run_cells(plan: Plan, workers: int) -> None:
         bar.remove_task(task)
         bar.advance(total, process.returncode == 0)
 
-    with bar, ThreadPoolExecutor(workers) as pool:
-        total = bar.add_task("cells", total=len(todo))
-        list(pool.map(run, todo))
+    try:
+        with bar, ThreadPoolExecutor(workers) as pool:
+            total = bar.add_task("cells", total=len(todo))
+            list(pool.map(run, todo))
+    except KeyboardInterrupt:
+        bar.console.print("stopped; the same command goes on from the last checkpoints")
+        raise
     if failed:
         logs = ", ".join(str(cell.log) for cell in failed)
         raise DMFError(f"{len(failed)} of {len(todo)} cells failed; their output is in {logs}")

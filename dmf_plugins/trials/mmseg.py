@@ -20,6 +20,7 @@ from PIL import Image
 
 from dmf_plugins.errors import DataError, UsageError, describe
 from dmf_plugins.mmseg import MMSegDMFLoss  # registers DMFHook too
+from dmf_plugins.mmseg.checkpoint import from_plain, to_plain
 from dmf_plugins.trials.digest import network_digest
 from dmf_plugins.trials.engine import Cell
 from dmf_plugins.trials.plan import EPOCH, TrialPlan, check_options, own_settings
@@ -32,7 +33,10 @@ BACKGROUND = ("background", "bg", "unlabeled", "others")
 
 @HOOKS.register_module()
 class TrialHook(Hook):
-    """Notes in the cell's folder how the network began and how far the training is."""
+    """Notes in the cell's folder how the network began and how far the training is.
+
+    Its checkpoints are plain data.
+    """
 
     priority = "VERY_LOW"
 
@@ -46,6 +50,13 @@ class TrialHook(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         (self.folder / EPOCH).write_text(str(runner.epoch + 1))
+
+    # as DMFHook does, which a stock config has not: torch reads the file without trusting it
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint["message_hub"] = to_plain(checkpoint["message_hub"])
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        from_plain(checkpoint.get("message_hub"))
 
 
 @METRICS.register_module()
@@ -126,12 +137,10 @@ def cell_config(plan: TrialPlan, cell: Cell) -> Config:
         hooks.append({"type": "DMFHook"})
     config.custom_hooks = [*hooks, {"type": "TrialHook", "folder": str(cell.folder)}]
     given = config.get("default_hooks") or {}
-    saving = {
-        "type": "CheckpointHook",
-        **(given.get("checkpoint") or {}),
-        "save_last": True,
-        "out_dir": None,
-    }
+    saving = {"type": "CheckpointHook", **(given.get("checkpoint") or {})}
+    saving |= {"save_last": True, "out_dir": None}
+    if saving.get("by_epoch", True):
+        saving.setdefault("interval", 1)  # a killed cell goes on from the last
     if saving.get("max_keep_ckpts") == 1:
         saving["max_keep_ckpts"] = 2  # mmengine removes the old one before it writes the new one
     config.default_hooks = {**given, "checkpoint": saving}

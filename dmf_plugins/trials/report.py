@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,11 +222,12 @@ def _verdict(comparison: pd.DataFrame, reference: str) -> str:
     difference, low, high, detectable = (
         100 * best[name] for name in ("difference", "low", "high", "detectable")
     )
+    leading = f"The {'best' if difference > 0 else 'nearest'}, {best['a']}"
     numbers = f"{difference:+.2f} points of Dice against {reference}"
     if best["units"] < _FEWEST:
         return (
-            f"Too few cases or groups to say anything: {best['units']}, and a test needs {_FEWEST}. The "
-            f"best, {best['a']}: {numbers}."
+            f"Too few cases or groups to say anything: {best['units']}, and a test needs {_FEWEST}. "
+            f"{leading}: {numbers}."
         )
     p = f"= {best['p_holm']:.3f}" if best["p_holm"] >= 0.001 else "< 0.001"
     numbers += f" (95 % interval {low:+.2f} to {high:+.2f}, {best['images']} cases, Holm p {p})"
@@ -236,14 +238,21 @@ def _verdict(comparison: pd.DataFrame, reference: str) -> str:
         )
     if _helps(best):
         return f"{best['a']} helps: {numbers}."
-    return f"No setting is better than {reference} beyond chance. The best, {best['a']}: {numbers}."
+    return f"No setting is better than {reference} beyond chance. {leading}: {numbers}."
 
 
 def _markdown(findings: Findings) -> str:
     plan = findings.plan
+    settings = plan.settings.items()
     text = [
         f"# Trial with {plan.title}: {len(findings.cells)} of {len(plan.cells())} trainings\n",
         f"{findings.verdict}\n",
+        "## Settings\n",
+        *(
+            f"- {name}: {json.dumps(options) if options else 'as it is'}"
+            for name, options in settings
+        ),
+        f"- all: {json.dumps(plan.options)}\n",
         "## Scores, percent, mean ± standard deviation over trainings",
         table_markdown(findings.table),
         "## Dice per class",
