@@ -229,10 +229,13 @@ class Counting(SegmentationLoss):
         super().__init__(**shared)
         self.exponent = power
         self.shape = lambda pixels: pixels**self.exponent
-        self.calls = 0
+        self.calls, self.kept = 0, []
+        self.register_buffer("steps", torch.zeros(1))
 
     def compute(self, statistics):
         self.calls += 1
+        self.kept.append(self.calls)
+        self.steps += 1
         self.seen = statistics.loglik.shape
         return self.shape(-statistics.loglik).mean()
 

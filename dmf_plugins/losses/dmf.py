@@ -118,7 +118,7 @@ class DMFLoss(nn.Module):
         self.fusion = DynamicMemoryFusion(names, config=config, persistent=persistent)
         modules = [*self.losses, self.auxiliary]
         # as built: what a term counts later is no setting
-        self._options = [dict(getattr(module, "settings", {})) for module in modules]
+        self._options = [plain(getattr(module, "settings", {})) for module in modules]
         self.last: dict[str, Tensor] = {}
         self._step_calls: list[tuple[Tensor, Tensor]] = []
 
