@@ -551,6 +551,10 @@ def test_the_next_commands_name_the_folder_nnunet_has_to_look_in(phantoms, tmp_p
     assert steps[0] == f"export nnUNet_raw='{tmp_path}/else where'"
     shutil.rmtree(tmp_path / "else where")
     assert not any("nnUNet_raw=" in step for step in convert(phantoms, tmp_path / "raw").next_steps)
+    shutil.rmtree(tmp_path / "raw")
+    monkeypatch.delenv("nnUNet_raw")
+    monkeypatch.chdir(tmp_path)
+    assert convert(phantoms, Path()).next_steps[0] == f"export nnUNet_raw={tmp_path}"
 
 
 def test_a_conversion_that_is_refused_leaves_no_folder(phantoms, tmp_path):

@@ -126,8 +126,8 @@ class NnUNetWriter:
         live = self._live_splits()
         number = int(self.prefix[7:10])
         steps = []
-        raw = self.target.parent
-        if os.path.realpath(os.environ.get("nnUNet_raw") or "") != os.path.realpath(raw):
+        raw, known = self.target.parent, os.environ.get("nnUNet_raw")
+        if not known or os.path.realpath(known) != os.path.realpath(raw):
             steps.append(f"export nnUNet_raw={shlex.quote(str(raw.absolute()))}")
         if live is None:
             steps.append(
