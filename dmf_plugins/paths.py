@@ -8,15 +8,13 @@ from pathlib import Path, PurePosixPath
 from dmf_plugins.errors import DataError, DMFError
 
 _PACKAGE = Path(__file__).resolve().parent
+_LITTER = ("Thumbs.db", "desktop.ini")
 
 
 def lies_in(path: Path, folder: Path) -> bool:
     """Whether ``path`` is ``folder`` or below it, by any link; unlike ``resolve``, a loop of links is
     no error."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-
-
-_LITTER = ("Thumbs.db", "desktop.ini")
 
 
 def is_litter(name: str) -> bool:

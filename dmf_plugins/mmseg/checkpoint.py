@@ -11,6 +11,7 @@ import pickle
 import shlex
 import zipfile
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,16 @@ def from_plain(hub: Any) -> None:
         if isinstance(log, dict):
             arrays = {k: v.cpu().numpy() if torch.is_tensor(v) else v for k, v in log.items()}
             scalars[name] = HistoryBuffer(**arrays)
+
+
+def last_checkpoint(work_dir: Path) -> Path | None:
+    """The file that mmengine's note names, in a folder that may have moved; None without a note."""
+    note = work_dir / "last_checkpoint"
+    if not note.is_file():
+        return None
+    written = Path(note.read_text(encoding="utf-8").strip())
+    here = work_dir / written.name
+    return here if here.is_file() else written
 
 
 @CheckpointLoader.register_scheme(prefixes="", force=True)

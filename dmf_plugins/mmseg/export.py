@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from dmf_plugins import mmseg
 from dmf_plugins.atomic import building, check_target
 from dmf_plugins.errors import DataError, DMFError, UsageError
-from dmf_plugins.mmseg.checkpoint import load_from_local
+from dmf_plugins.mmseg.checkpoint import last_checkpoint, load_from_local
 from dmf_plugins.paths import lies_in
 
 CONFIG, CHECKPOINT = "config.py", "model.pth"
@@ -209,11 +209,8 @@ def _dicts(node: Any) -> Iterator[ConfigDict]:
 
 def _only(folder: Path, pattern: str, what: str) -> Path:
     found = sorted(folder.glob(pattern))
-    last = folder / "last_checkpoint"
-    if not found and what == "checkpoint" and last.is_file():
-        noted = Path(last.read_text(encoding="utf-8").strip())
-        here = folder / noted.name  # where it lies if the folder was moved
-        found = [here if here.is_file() else noted]
+    if not found and what == "checkpoint" and (last := last_checkpoint(folder)):
+        found = [last]
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise DataError(f"{folder} has no single {what} ({names}); give one with --{what}")

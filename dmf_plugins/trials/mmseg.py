@@ -20,7 +20,7 @@ from PIL import Image
 
 from dmf_plugins.errors import DataError, UsageError, describe
 from dmf_plugins.mmseg import MMSegDMFLoss  # registers DMFHook too
-from dmf_plugins.mmseg.checkpoint import from_plain, to_plain
+from dmf_plugins.mmseg.checkpoint import from_plain, last_checkpoint, to_plain
 from dmf_plugins.trials.digest import network_digest
 from dmf_plugins.trials.engine import Cell
 from dmf_plugins.trials.plan import EPOCH, TrialPlan, check_options, own_settings
@@ -194,7 +194,7 @@ def run(plan: TrialPlan, cell: Cell) -> None:
         shutil.rmtree(cell.folder / part, ignore_errors=True)
         (cell.folder / part).mkdir()
     config.resume = False
-    config.load_from = str(_last_checkpoint(cell))
+    config.load_from = str(last_checkpoint(cell.folder / "work"))
     config.experiment_name += "_test"
     config.test_evaluator = {"type": "TrialDump", "folder": str(cell.folder)}
     if config.get("visualizer"):
@@ -212,18 +212,10 @@ def run(plan: TrialPlan, cell: Cell) -> None:
 
 def resume(config: Config, cell: Cell) -> None:
     """Go on from the last checkpoint, where there is one."""
-    last = _last_checkpoint(cell)
-    config.resume = last.is_file()
+    last = last_checkpoint(cell.folder / "work")
+    config.resume = last is not None and last.is_file()
     if config.resume:
         config.load_from = str(last)  # or mmengine would take the place it was written to
-
-
-def _last_checkpoint(cell: Cell) -> Path:
-    """As mmengine's note names it, in a folder that may have moved; without a note no file."""
-    note = cell.folder / "work" / "last_checkpoint"
-    written = Path(note.read_text().strip() if note.is_file() else cell.folder)
-    here = note.with_name(written.name)
-    return here if here.is_file() else written
 
 
 def truth(plan: TrialPlan, cell: Cell) -> Path:

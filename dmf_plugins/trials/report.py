@@ -162,9 +162,9 @@ def _table(done: list[Cell]) -> pd.DataFrame:
 
 
 def read_groups(given: Path | None, manifest: Path) -> dict[str, str]:
-    """Case and its stem, if it is a file name -> group, from ``--groups`` or the converter's manifest; empty without either.
+    """Case -> group, from ``--groups`` or the converter's manifest; empty without either.
 
-    A case without a group is left out.
+    A case that is a file name is there by its stem too; one without a group is left out.
 
     Raises:
         UsageError: the file given lacks the columns.
